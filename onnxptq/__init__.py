@@ -1,0 +1,1 @@
+"""onnxptq: post-training quantization of ONNX models for onnxruntime."""

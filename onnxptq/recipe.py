@@ -1,0 +1,240 @@
+"""Recipe: what each tensor gets and who decided it. Frozen, diffable, saved as one readable file.
+
+A method is a function from recipe to recipe; the graph carries no decisions.
+"""
+
+import enum
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from onnxptq.errors import SpecError
+from onnxptq.quant import F32, QParams, QuantSpec
+
+IntArray = npt.NDArray[np.integer]
+FORMAT = "onnxptq.recipe/1"
+
+
+class Role(enum.StrEnum):
+    """What a tensor is to the network."""
+
+    INPUT = "input"
+    ACTIVATION = "activation"
+    WEIGHT = "weight"
+    OUTPUT = "output"
+
+
+@dataclass(frozen=True, slots=True)
+class TensorQuant:
+    """One decision: this ONNX value is stored with these parameters.
+
+    Attributes:
+        value: The ONNX value name.
+        role: What it is to the network. Biases have no entry: their scale is the product of two others.
+        params: Format, scale and zero point.
+        tied_to: The value whose parameters this one shares (concat, pooling, reshape); None if it is free.
+        set_by: Text of the method that chose the range; empty while none has.
+    """
+
+    value: str
+    role: Role
+    params: QParams
+    tied_to: str | None = None
+    set_by: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One method that was applied: its text, seed, time, and the numbers it reported."""
+
+    method: str
+    seed: int = 0
+    seconds: float = 0.0
+    numbers: Mapping[str, float] = field(default_factory=dict[str, float])
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """All decisions for one model; an entry that is absent was not decided, so it stays in float.
+
+    Attributes:
+        model_digest: Digest of the prepared float model that the names belong to.
+        tensors: Value name to decision.
+        float_nodes: Node name to the reason why it stays in float.
+        codes: Weight name to integer codes, where the rounding is not to nearest.
+        biases: Bias name to corrected real values.
+        steps: The methods applied so far, in order.
+    """
+
+    model_digest: str
+    tensors: Mapping[str, TensorQuant] = field(default_factory=dict[str, TensorQuant])
+    float_nodes: Mapping[str, str] = field(default_factory=dict[str, str])
+    codes: Mapping[str, IntArray] = field(default_factory=dict[str, IntArray])
+    biases: Mapping[str, F32] = field(default_factory=dict[str, F32])
+    steps: tuple[Step, ...] = ()
+
+    def activations(self) -> tuple[TensorQuant, ...]:
+        """The free activations (network input and output too): those whose range a method chooses."""
+        return tuple(
+            t for t in self.tensors.values() if t.role is not Role.WEIGHT and t.tied_to is None
+        )
+
+    def weights(self) -> tuple[TensorQuant, ...]:
+        """The quantized weights."""
+        return tuple(t for t in self.tensors.values() if t.role is Role.WEIGHT)
+
+    def with_params(self, params: Mapping[str, QParams], set_by: str) -> "Recipe":
+        """A recipe with new parameters for these values and for all that are tied to them.
+
+        Raises:
+            SpecError: A value is not in the recipe.
+        """
+        for value in params:
+            if value not in self.tensors:
+                raise SpecError(f"value {value!r} is not quantized in this recipe")
+        tensors = dict(self.tensors)
+        for name, tensor in tensors.items():
+            root = tensor.tied_to or name
+            if root in params:
+                tensors[name] = replace(tensor, params=params[root], set_by=set_by)
+        return replace(self, tensors=tensors)
+
+    def with_range(self, value: str, lo: float, hi: float, set_by: str) -> "Recipe":
+        """A recipe in which `value` (and what is tied to it) covers the real range [lo, hi]."""
+        spec = self.tensors[value].params.spec
+        return self.with_params({value: QParams.from_range(lo, hi, spec)}, set_by)
+
+    def with_step(self, step: Step) -> "Recipe":
+        """A recipe that remembers one more applied method."""
+        return replace(self, steps=(*self.steps, step))
+
+    def undecided(self) -> tuple[str, ...]:
+        """Values whose range no method has chosen yet."""
+        return tuple(sorted(name for name, tensor in self.tensors.items() if not tensor.set_by))
+
+    def to_json(self) -> str:
+        """The recipe as text; equal recipes give equal text, and float32 values are exact."""
+        data: dict[str, Any] = {
+            "format": FORMAT,
+            "model_digest": self.model_digest,
+            "steps": [_step_to_dict(step) for step in self.steps],
+            "float_nodes": dict(sorted(self.float_nodes.items())),
+            "tensors": {name: _tensor_to_dict(self.tensors[name]) for name in sorted(self.tensors)},
+            "codes": {name: _array_to_dict(self.codes[name]) for name in sorted(self.codes)},
+            "biases": {name: _floats(self.biases[name]) for name in sorted(self.biases)},
+        }
+        return _dump(data)
+
+    @classmethod
+    def from_json(cls, text: str, source: str = "recipe") -> "Recipe":
+        """Read what `to_json` wrote.
+
+        Raises:
+            SpecError: Not a recipe, or an entry is missing or malformed.
+        """
+        try:
+            data = json.loads(text)
+            if data.get("format") != FORMAT:
+                raise SpecError(
+                    f"{source}: not a recipe (format is {data.get('format')!r}, not {FORMAT!r})"
+                )
+            return cls(
+                model_digest=data["model_digest"],
+                tensors={
+                    name: _tensor_from_dict(name, entry) for name, entry in data["tensors"].items()
+                },
+                float_nodes=data["float_nodes"],
+                codes={name: _array_from_dict(entry) for name, entry in data["codes"].items()},
+                biases={
+                    name: np.asarray(entry, np.float32) for name, entry in data["biases"].items()
+                },
+                steps=tuple(Step(**entry) for entry in data["steps"]),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise SpecError(f"{source}: not a recipe ({type(error).__name__}: {error})") from error
+
+    @classmethod
+    def load(cls, path: Path) -> "Recipe":
+        """Read a recipe file.
+
+        Raises:
+            SpecError: The file cannot be read or is no recipe.
+        """
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise SpecError(f"{path}: cannot read the recipe ({error})") from error
+        return cls.from_json(text, str(path))
+
+
+def _step_to_dict(step: Step) -> dict[str, Any]:
+    # Seconds differ from run to run; leaving them out keeps equal decisions equal files.
+    return {"method": step.method, "seed": step.seed, "numbers": dict(sorted(step.numbers.items()))}
+
+
+def _tensor_to_dict(tensor: TensorQuant) -> dict[str, Any]:
+    params, spec = tensor.params, tensor.params.spec
+    return {
+        "role": str(tensor.role),
+        "bits": spec.bits,
+        "signed": spec.signed,
+        "axis": spec.axis,
+        "scale": _floats(params.scale),
+        "zero_point": _ints(params.zero_point),
+        "code_lo": _ints(params.code_lo),
+        "tied_to": tensor.tied_to,
+        "set_by": tensor.set_by,
+    }
+
+
+def _tensor_from_dict(name: str, entry: Mapping[str, Any]) -> TensorQuant:
+    spec = QuantSpec(bits=entry["bits"], signed=entry["signed"], axis=entry["axis"])
+    scale = np.asarray(entry["scale"], np.float32)
+    params = QParams(
+        spec,
+        scale,
+        np.broadcast_to(np.asarray(entry["zero_point"], np.int32), scale.shape).copy(),
+        np.broadcast_to(np.asarray(entry["code_lo"], np.int32), scale.shape).copy(),
+    )
+    return TensorQuant(name, Role(entry["role"]), params, entry["tied_to"], entry["set_by"])
+
+
+def _floats(values: F32) -> Any:
+    """Shortest decimals that give back the same float32."""
+    if values.ndim == 0:
+        return float(str(np.float32(values)))
+    return [_floats(row) for row in values]
+
+
+def _ints(values: npt.NDArray[np.int32]) -> Any:
+    """One number if all are equal, else the list."""
+    return (
+        int(values.flat[0]) if values.size and (values == values.flat[0]).all() else values.tolist()
+    )
+
+
+def _array_to_dict(codes: IntArray) -> dict[str, Any]:
+    return {"dtype": str(codes.dtype), "shape": list(codes.shape), "codes": codes.ravel().tolist()}
+
+
+def _array_from_dict(entry: Mapping[str, Any]) -> IntArray:
+    return np.asarray(entry["codes"], np.dtype(entry["dtype"])).reshape(entry["shape"])
+
+
+def _dump(data: Mapping[str, Any]) -> str:
+    """Indented to the depth of one entry; long lists stay on their line, so that diffs name the tensor."""
+    lines = ["{"]
+    for position, (key, value) in enumerate(data.items()):
+        comma = "," if position + 1 < len(data) else ""
+        if isinstance(value, dict) and value:
+            items: list[tuple[str, Any]] = list(value.items())
+            body = [f"    {json.dumps(k)}: {json.dumps(v)}" for k, v in items]
+            lines += [f"  {json.dumps(key)}: {{", ",\n".join(body), "  }" + comma]
+        else:
+            lines.append(f"  {json.dumps(key)}: {json.dumps(value)}{comma}")
+    return "\n".join([*lines, "}"]) + "\n"
