@@ -12,7 +12,7 @@ F32 = npt.NDArray[np.float32]
 class Norm:
     """What BatchNormalization knew of the values it normalized, all arrays [C].
 
-    Its output is distributed with mean `beta` and standard deviation |gamma| in each channel, as far
+    Its output has mean `beta` and standard deviation |gamma| in each channel, as far
     as the training data went: what data-free bias correction and range methods start from.
     """
 

@@ -9,17 +9,33 @@ from onnx_ir.passes.common import InlinePass, RemoveUnusedNodesPass, RemoveUnuse
 
 from onnxptq.errors import ModelError
 from onnxptq.graph import shapes, verify
+from onnxptq.passes.clip_from_min_max import ClipFromMinMax
+from onnxptq.passes.fix_reshape import FixReshape
+from onnxptq.passes.fold_affine import FoldAffine
 from onnxptq.passes.fold_batch_norm import META_KEY, FoldBatchNorm
+from onnxptq.passes.fold_constants import FoldConstants
 from onnxptq.passes.fold_identity import FoldIdentity
+from onnxptq.passes.fold_pad import FoldPad
 from onnxptq.passes.lift_constants import LiftConstants
+from onnxptq.passes.merge_matmul_bias import MergeMatmulBias
 from onnxptq.passes.names import NameNodes, NameValues
 from onnxptq.passes.norm import Norm
 from onnxptq.passes.opset import raise_opset
+from onnxptq.passes.reduce_mean_to_pool import ReduceMeanToPool
 from onnxptq.passes.simplify import needs_simplifying, simplify
+from onnxptq.passes.sum_to_add import SumToAdd
 
 _FOLDS: tuple[ir.passes.InPlacePass, ...] = (
+    FixReshape(),
     FoldIdentity(),
+    ClipFromMinMax(),
+    SumToAdd(),
+    FoldPad(),
     FoldBatchNorm(),
+    MergeMatmulBias(),
+    FoldAffine(),
+    FoldIdentity(),
+    ReduceMeanToPool(),
 )
 
 
@@ -60,7 +76,10 @@ def prepare(model: ir.Model, *, simplify_seconds: float = 120.0) -> Prepared:
     model, note = raise_opset(model)
     notes += [note] if note else []
     _name(model)
+    FoldConstants()(model)
     shapes.infer(model)
+    if FixReshape()(model).modified:
+        RemoveUnusedNodesPass()(model)
     if needs_simplifying(model):
         model, note = simplify(model, simplify_seconds)
         notes += [note] if note else []
