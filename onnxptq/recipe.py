@@ -25,6 +25,7 @@ class Role(enum.StrEnum):
 
     INPUT = "input"
     ACTIVATION = "activation"
+    CONSTANT = "constant"
     WEIGHT = "weight"
     OUTPUT = "output"
 

@@ -49,11 +49,13 @@ class Case:
         shape: Shape of each activation input.
         attributes: ONNX attributes.
         constants: Input position to shape (random values) or value of the other inputs.
+        outputs: How many outputs the node has.
     """
 
     shape: tuple[int, ...]
     attributes: dict[str, Any] = field(default_factory=dict[str, Any])
     constants: dict[int, Any] = field(default_factory=dict[int, Any])
+    outputs: int = 1
 
 
 def _always(_: ir.Node) -> str | None:

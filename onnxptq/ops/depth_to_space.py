@@ -1,0 +1,11 @@
+"""DepthToSpace: moves codes."""
+
+from onnxptq.ops.op import Case, Fusion, Op, QuantRule
+
+DEPTH_TO_SPACE = Op(
+    type="DepthToSpace",
+    since=1,
+    rule=QuantRule(tied=True),
+    fusion=Fusion.CODES,
+    cases=(Case((1, 8, 3, 3), {"blocksize": 2}),),
+)

@@ -1,0 +1,13 @@
+"""Expand: copies codes."""
+
+import numpy as np
+
+from onnxptq.ops.op import Case, Fusion, Op, QuantRule
+
+EXPAND = Op(
+    type="Expand",
+    since=8,
+    rule=QuantRule(tied=True),
+    fusion=Fusion.CODES,
+    cases=(Case((2, 1, 3), {}, {1: np.array([2, 4, 3], np.int64)}),),
+)

@@ -1,0 +1,13 @@
+"""Gather: picks codes."""
+
+import numpy as np
+
+from onnxptq.ops.op import Case, Fusion, Op, QuantRule
+
+GATHER = Op(
+    type="Gather",
+    since=1,
+    rule=QuantRule(tied=True),
+    fusion=Fusion.CODES,
+    cases=(Case((4, 3, 5), {"axis": 1}, {1: np.array([2, 0], np.int64)}),),
+)

@@ -1,0 +1,11 @@
+"""GlobalAveragePool: QLinearGlobalAveragePool, a sum of codes."""
+
+from onnxptq.ops.op import Case, Fusion, Op, QuantRule
+
+GLOBAL_AVERAGE_POOL = Op(
+    type="GlobalAveragePool",
+    since=1,
+    rule=QuantRule(),
+    fusion=Fusion.QLINEAR,
+    cases=(Case((2, 6, 5, 7)),),
+)

@@ -1,0 +1,11 @@
+"""LeakyRelu: QLinearLeakyRelu, a table of 256 codes."""
+
+from onnxptq.ops.op import Case, Fusion, Op, QuantRule
+
+LEAKY_RELU = Op(
+    type="LeakyRelu",
+    since=6,
+    rule=QuantRule(),
+    fusion=Fusion.QLINEAR,
+    cases=(Case((1, 3, 5, 5), {"alpha": 0.1}),),
+)

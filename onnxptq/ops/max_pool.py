@@ -1,0 +1,24 @@
+"""MaxPool: picks the largest code, so it never leaves the integers."""
+
+import onnx_ir as ir
+
+from onnxptq.ops.op import Case, Fusion, Op, QuantRule
+
+
+def _refuse(node: ir.Node) -> str | None:
+    if len(node.outputs) > 1 and node.outputs[1].uses():
+        return "its indices are used"
+    return None
+
+
+MAX_POOL = Op(
+    type="MaxPool",
+    since=12,
+    rule=QuantRule(tied=True),
+    fusion=Fusion.CODES,
+    refuse=_refuse,
+    cases=(
+        Case((1, 3, 8, 8), {"kernel_shape": [2, 2], "strides": [2, 2]}),
+        Case((2, 5, 7, 9), {"kernel_shape": [3, 3], "pads": [1, 0, 1, 2]}),
+    ),
+)

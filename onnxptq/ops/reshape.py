@@ -1,0 +1,13 @@
+"""Reshape: moves codes."""
+
+import numpy as np
+
+from onnxptq.ops.op import Case, Fusion, Op, QuantRule
+
+RESHAPE = Op(
+    type="Reshape",
+    since=5,
+    rule=QuantRule(tied=True),
+    fusion=Fusion.CODES,
+    cases=(Case((2, 3, 4), {}, {1: np.array([2, 12], np.int64)}),),
+)

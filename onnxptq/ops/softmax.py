@@ -1,0 +1,11 @@
+"""Softmax: QLinearSoftmax, exponentials from a table."""
+
+from onnxptq.ops.op import Case, Fusion, Op, QuantRule
+
+SOFTMAX = Op(
+    type="Softmax",
+    since=1,
+    rule=QuantRule(),
+    fusion=Fusion.QLINEAR,
+    cases=(Case((2, 10), {"axis": -1}),),
+)

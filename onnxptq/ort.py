@@ -1,0 +1,155 @@
+"""The only door to onnxruntime: sessions, taps, and the graph that it really runs."""
+
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnx_ir as ir
+import onnxruntime
+
+from onnxptq.errors import ModelError
+from onnxptq.graph import io
+
+Array = npt.NDArray[Any]
+Feeds = Mapping[str, Array]
+
+_NUMPY_TYPES = {
+    "float": np.float32,
+    "float16": np.float16,
+    "double": np.float64,
+    "int8": np.int8,
+    "uint8": np.uint8,
+    "int16": np.int16,
+    "uint16": np.uint16,
+    "int32": np.int32,
+    "uint32": np.uint32,
+    "int64": np.int64,
+    "uint64": np.uint64,
+    "bool": np.bool_,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Port:
+    """One input or output of a session: name, numpy type, shape with names for symbolic dimensions.
+
+    `dtype` is None for types numpy does not hold (strings, sequences, maps).
+    """
+
+    name: str
+    dtype: np.dtype[Any] | None
+    shape: tuple[int | str | None, ...]
+
+
+class Session:
+    """A loaded model. Safe to call from several threads at once, as onnxruntime's own sessions are."""
+
+    def __init__(self, session: onnxruntime.InferenceSession) -> None:
+        self._session = session
+        self.inputs: tuple[Port, ...] = tuple(map(_port, session.get_inputs()))
+        self.outputs: tuple[Port, ...] = tuple(map(_port, session.get_outputs()))
+
+    def run(self, feeds: Feeds, names: Sequence[str] | None = None) -> dict[str, Array]:
+        """Outputs by name; all of them, or those in `names`.
+
+        Raises:
+            ModelError: onnxruntime refuses the feeds or fails in a node; its message is passed on.
+        """
+        wanted = [port.name for port in self.outputs] if names is None else list(names)
+        try:
+            results = self._session.run(wanted, dict(feeds))
+        except Exception as error:
+            raise ModelError(
+                f"onnxruntime could not run the model: {_first_line(error)}"
+            ) from error
+        return dict(zip(wanted, results, strict=True))
+
+
+def version() -> str:
+    """Version of the installed onnxruntime, for example "1.31.1"."""
+    return str(onnxruntime.__version__)
+
+
+def session(
+    model: bytes | Path | ir.Model,
+    *,
+    threads: int = 0,
+    optimize: bool = True,
+    write_optimized: Path | None = None,
+) -> Session:
+    """Load a model on the CPU provider at onnxruntime's default options.
+
+    Args:
+        model: Serialised model, path, or model in memory.
+        threads: Threads inside an operator; 0 for as many as there are cores.
+        optimize: False switches all graph optimisations off: the unfused float QDQ graph.
+        write_optimized: Where onnxruntime saves the graph it will run.
+
+    Raises:
+        ModelError: onnxruntime refuses the model; its message is passed on.
+    """
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    levels = onnxruntime.GraphOptimizationLevel
+    options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimize else levels.ORT_DISABLE_ALL
+    if write_optimized is not None:
+        options.optimized_model_filepath = str(write_optimized)
+    if isinstance(model, ir.Model):
+        return _session_in_memory(model, options)
+    source = str(model) if isinstance(model, Path) else model
+    return _load(source, options)
+
+
+def _session_in_memory(model: ir.Model, options: onnxruntime.SessionOptions) -> Session:
+    if io.fits_protobuf(model):
+        return _load(io.to_bytes(model), options)
+    with tempfile.TemporaryDirectory(prefix="onnxptq-") as folder:
+        path = Path(folder) / "model.onnx"
+        io.save(model, path)
+        return _load(str(path), options)
+
+
+def _load(source: str | bytes, options: onnxruntime.SessionOptions) -> Session:
+    try:
+        loaded = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise ModelError(
+            f"onnxruntime {version()} does not load the model: {_first_line(error)}"
+        ) from error
+    return Session(loaded)
+
+
+def optimized(model: bytes | Path | ir.Model) -> onnx.ModelProto:
+    """The graph that onnxruntime runs on this machine after all of its optimisations."""
+    with tempfile.TemporaryDirectory(prefix="onnxptq-") as folder:
+        path = Path(folder) / "optimized.onnx"
+        session(model, threads=1, write_optimized=path)
+        return onnx.load(str(path), load_external_data=False)
+
+
+def with_outputs(model: ir.Model, names: Iterable[str]) -> ir.Model:
+    """A copy of `model` whose graph also outputs these values (weights are shared, not copied)."""
+    tapped = model.clone()
+    present = {value.name for value in tapped.graph.outputs}
+    wanted = [name for name in names if name not in present]
+    values = {value.name: value for node in tapped.graph for value in node.outputs}
+    for name in wanted:
+        tapped.graph.outputs.append(values[name])
+    return tapped
+
+
+def _port(argument: Any) -> Port:
+    kind = str(argument.type).removeprefix("tensor(").removesuffix(")")
+    dtype = np.dtype(_NUMPY_TYPES[kind]) if kind in _NUMPY_TYPES else None
+    return Port(str(argument.name), dtype, tuple(argument.shape))
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
