@@ -1,0 +1,109 @@
+"""Accuracy of a model on data, and its nearness to a float model, in onnxruntime."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+
+from onnxptq import ort
+from onnxptq.calibrate.progress import Progress
+from onnxptq.calibrate.source import Data
+from onnxptq.errors import CalibrationError, ModelError
+from onnxptq.graph import io
+from onnxptq.report.inputs import DataOptions, open_for
+from onnxptq.report.measure import Evaluation, Tally
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A model and, if wanted, the float model it is compared with; both loaded."""
+
+    model: ort.Session
+    reference: ort.Session | None = None
+
+    def __post_init__(self) -> None:
+        if self.reference is None:
+            return
+        expected = [port.name for port in self.reference.inputs]
+        if [port.name for port in self.model.inputs] != expected:
+            raise ModelError(
+                f"the reference has inputs {expected}, the model "
+                f"{[port.name for port in self.model.inputs]}: they are not the same network"
+            )
+        if len(self.model.outputs) != len(self.reference.outputs):
+            raise ModelError(
+                f"the reference has {len(self.reference.outputs)} outputs, the model "
+                f"{len(self.model.outputs)}: they are not the same network"
+            )
+
+    def run(self, feeds: Mapping[str, Array]) -> tuple[dict[str, Array], dict[str, Array] | None]:
+        """Outputs of the model and of the reference, under the model's names."""
+        outputs = self.model.run(feeds)
+        if self.reference is None:
+            return outputs, None
+        # By position: tools rename outputs more often than they move them.
+        expected = dict(zip(outputs, self.reference.run(feeds).values(), strict=True))
+        for name, value in expected.items():
+            if value.shape != outputs[name].shape:
+                raise ModelError(
+                    f"output {name!r} has shape {outputs[name].shape}, that of the reference "
+                    f"{value.shape}: they are not the same network"
+                )
+        return outputs, expected
+
+
+def evaluate(pair: Pair, data: Data, batch_size: int, progress: Progress) -> Evaluation:
+    """Run all samples once.
+
+    Args:
+        pair: The model, and the reference or None.
+        data: Samples, with labels or without.
+        batch_size: Samples fed at a time, where the model leaves the choice.
+        progress: Told of each batch.
+
+    Returns:
+        Shares and distances; None for what labels or a reference would be needed for.
+
+    Raises:
+        CalibrationError: There is no sample, or it does not fit the model.
+        ModelError: onnxruntime refuses a batch, or the two models differ in their outputs.
+    """
+    tally, seen, labels = Tally(), 0, data.labels
+    progress.start("evaluating", data.count)
+    try:
+        for batch in data.batches(batch_size):
+            outputs, expected = pair.run(batch)
+            count = data.feed_samples(batch)
+            tally.update(outputs, expected, None if labels is None else labels[seen : seen + count])
+            seen += count
+            progress.advance(count)
+    finally:
+        progress.finish()
+    if not seen:
+        raise CalibrationError("the data hold no sample to evaluate on")
+    return tally.evaluation(seen)
+
+
+def evaluate_file(
+    model: Path,
+    source: str,
+    reference: Path | None,
+    options: DataOptions,
+    progress: Progress,
+) -> Evaluation:
+    """`evaluate` for files: loads the models, opens the data with the model's stored preprocessing.
+
+    Raises:
+        ModelError: A file is no model, or the two are not the same network.
+        CalibrationError: The data cannot be read or do not fit.
+        SpecError: The preprocessing text is malformed.
+    """
+    network = io.load(model)
+    loaded = ort.session(network)
+    against = None if reference is None else ort.session(io.load(reference))
+    data = open_for(network, loaded.inputs, source, options)
+    return evaluate(Pair(loaded, against), data, options.batch_size, progress)

@@ -1,0 +1,151 @@
+"""The report as one HTML page that needs no network: facts, plots, sortable tables."""
+
+import html
+import string
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+
+from onnxptq.report import plots
+from onnxptq.report.measure import EQUAL_DB, FloatRow, LayerRow
+
+_FULL_BAR_DB = 60.0  # a layer this good needs no attention; its bar is full
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """What the page shows.
+
+    Attributes:
+        title: Heading, usually the file's name.
+        lead: One sentence below it: what was compared with what.
+        facts: Label to value, as cards.
+        layers: One row a quantized layer.
+        float_nodes: One row a node that stays in float.
+        footer: Versions.
+    """
+
+    title: str
+    lead: str
+    facts: Mapping[str, str] = field(default_factory=dict[str, str])
+    layers: Sequence[LayerRow] = ()
+    float_nodes: Sequence[FloatRow] = ()
+    footer: str = ""
+
+
+def render(page: Page) -> str:
+    """The page as HTML text; equal pages give equal text."""
+    template = resources.files("onnxptq.report").joinpath("page.html").read_text(encoding="utf-8")
+    facts = "".join(
+        f"<div><dt>{html.escape(label)}</dt><dd>{html.escape(value)}</dd></div>"
+        for label, value in page.facts.items()
+    )
+    return string.Template(template).substitute(
+        title=html.escape(page.title),
+        lead=html.escape(page.lead),
+        facts=facts,
+        body="\n".join(filter(None, _sections(page))),
+        footer=html.escape(page.footer),
+    )
+
+
+def _sections(page: Page) -> list[str]:
+    return [
+        _figure(
+            "Error along the network",
+            "Signal to quantization noise of each layer's output against the float model; errors"
+            " add up on the way. Hover over a point for its name.",
+            plots.noise_plot(page.layers),
+            page.layers,
+        ),
+        _figure(
+            "Size of the weights",
+            "Pale: 32-bit float. Coloured: as codes.",
+            plots.size_plot(page.layers),
+            [row for row in page.layers if row.weight_bytes],
+        ),
+        _layer_table(page.layers),
+        _float_table(page.float_nodes),
+    ]
+
+
+def _figure(heading: str, note: str, svg: str, rows: Sequence[LayerRow]) -> str:
+    if not svg:
+        return ""
+    legend = "".join(
+        f'<li><span class="dot" style="background:var(--bits-{bits})"></span>'
+        f"{f'{bits}-bit weights' if bits else 'no weights'}</li>"
+        for bits in sorted({row.w_bits or 0 for row in rows}, reverse=True)
+    )
+    return (
+        f'<h2>{heading}</h2>\n<p class="note">{note}</p>\n<figure>{svg}</figure>\n'
+        f'<ul class="legend">{legend}</ul>'
+    )
+
+
+def _layer_table(rows: Sequence[LayerRow]) -> str:
+    if not rows:
+        return "<h2>Layers</h2>\n<p>No node of this model is quantized.</p>"
+    heads = [
+        ("#", "n"),
+        ("Node", ""),
+        ("Operator", ""),
+        ("Weight bits", "n"),
+        ("Input bits", "n"),
+        ("SQNR, dB", ""),
+        ("Cosine", "n"),
+        ("Weights, KiB", "n"),
+        ("Set by", ""),
+    ]
+    body = "\n".join(_layer_row(position, row) for position, row in enumerate(rows, 1))
+    return f"<h2>Layers</h2>\n{_table(heads, body)}"
+
+
+def _layer_row(position: int, row: LayerRow) -> str:
+    cells = [
+        f'<td class="n">{position}</td>',
+        f'<td class="name">{html.escape(row.node)}</td>',
+        f"<td>{html.escape(row.op)}</td>",
+        f'<td class="n">{row.w_bits or ""}</td>',
+        f'<td class="n">{row.a_bits or ""}</td>',
+        _bar(row.sqnr_db),
+        f'<td class="n">{"" if row.cosine is None else f"{row.cosine:.6f}"}</td>',
+        f'<td class="n">{f"{row.weight_bytes / 1024:.1f}" if row.weight_bytes else ""}</td>',
+        f"<td>{html.escape(row.set_by)}</td>",
+    ]
+    return f"<tr>{''.join(cells)}</tr>"
+
+
+def _bar(sqnr_db: float | None) -> str:
+    if sqnr_db is None:
+        return '<td class="bar" data-key=""></td>'
+    share = min(max(sqnr_db / _FULL_BAR_DB, 0.02), 1.0)
+    colour = "var(--accent)" if sqnr_db >= 20.0 else "var(--warn)"
+    text = "equal" if sqnr_db >= EQUAL_DB else f"{sqnr_db:.1f}"
+    return (
+        f'<td class="bar" data-key="{sqnr_db:.4f}"><span>'
+        f'<b>{text}</b><i style="width:{share * 5:.2f}rem;background:{colour}"></i></span></td>'
+    )
+
+
+def _float_table(rows: Sequence[FloatRow]) -> str:
+    if not rows:
+        return "<h2>Nodes in float</h2>\n<p>None.</p>"
+    body = "\n".join(
+        f'<tr><td class="name">{html.escape(row.node)}</td><td>{html.escape(row.op)}</td>'
+        f"<td>{html.escape(row.why)}</td></tr>"
+        for row in rows
+    )
+    heads = [("Node", ""), ("Operator", ""), ("Why", "")]
+    return f"<h2>Nodes in float</h2>\n{_table(heads, body)}"
+
+
+def _table(heads: Sequence[tuple[str, str]], body: str) -> str:
+    cells = "".join(
+        f'<th class="{kind}" scope="col"><button type="button">{name}</button></th>'
+        for name, kind in heads
+    )
+    return (
+        f'<div class="wide"><table><thead><tr>{cells}</tr></thead>\n'
+        f"<tbody>\n{body}\n</tbody></table></div>"
+    )

@@ -1,0 +1,286 @@
+"""What a quantized model lost: sums over batches, and the rows that terminal and HTML show."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+F64 = npt.NDArray[np.float64]
+
+EQUAL_DB = 200.0
+"""SQNR reported for equal tensors, whose true value is infinite and has no spelling in JSON."""
+
+_PROBABILITY_TOLERANCE = (
+    1e-3  # rows of a float32 softmax add up to 1 within 1e-6; float16 within 1e-3
+)
+
+
+@dataclass(frozen=True, slots=True)
+class LayerRow:
+    """One quantized node.
+
+    Attributes:
+        node: Its name.
+        op: Its ONNX operator.
+        w_bits: Width of its weight's codes; None without a quantized weight.
+        a_bits: Width of the codes it reads; None if its first input is in float.
+        sqnr_db: Signal to quantization noise of its output, errors of earlier layers included; None
+            if it was not measured.
+        cosine: Cosine similarity of the same two tensors.
+        set_by: Text of the methods that chose its ranges.
+        weight_bytes: Its weight as codes of `w_bits`; 0 without.
+        weight_bytes_float: Its weight in the float model.
+    """
+
+    node: str
+    op: str
+    w_bits: int | None
+    a_bits: int | None
+    sqnr_db: float | None
+    cosine: float | None
+    set_by: str
+    weight_bytes: int = 0
+    weight_bytes_float: int = 0
+
+
+class FloatRow(Protocol):
+    """One node that stays in float, and why; `runtime.lint.FloatNode` is one."""
+
+    @property
+    def node(self) -> str:
+        """Its name."""
+        ...
+
+    @property
+    def op(self) -> str:
+        """Its ONNX operator."""
+        ...
+
+    @property
+    def why(self) -> str:
+        """The reason."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizeReport:
+    """What `quantize` did; its fields are the keys of the command's JSON.
+
+    Attributes:
+        seconds: Wall-clock time of the whole run.
+        peak_rss_mb: Highest resident memory of the process, in 10^6 bytes.
+        bytes_float: Size of the float file.
+        bytes_quantized: Size of the quantized file.
+        average_weight_bits: Nominal bits of the quantized weights, averaged over their elements.
+        layers: One row a quantized node, in graph order.
+        float_nodes: The nodes left in float, and why.
+    """
+
+    seconds: float
+    peak_rss_mb: float
+    bytes_float: int
+    bytes_quantized: int
+    average_weight_bits: float
+    layers: tuple[LayerRow, ...]
+    float_nodes: tuple[FloatRow, ...]
+
+    def summary(self) -> dict[str, str]:
+        """The figures with labels and units, for terminal and page."""
+        ratio = self.bytes_quantized / max(self.bytes_float, 1)
+        return {
+            "Quantized file": f"{size_text(self.bytes_quantized)} ({ratio:.3f}x)",
+            "Float file": size_text(self.bytes_float),
+            "Average weight bits": f"{self.average_weight_bits:.2f}",
+            "Quantized nodes": str(len(self.layers)),
+            "Nodes in float": str(len(self.float_nodes)),
+            "Time": f"{self.seconds:.1f} s",
+            "Peak memory": f"{self.peak_rss_mb:.0f} MB",
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """How good a model is on labelled data, and how near to a reference model.
+
+    Attributes:
+        n: Samples seen.
+        top1: Share of samples whose label has the highest score, 0 to 1; None without labels.
+        top5: Share of samples whose label is among the five highest; None without labels.
+        agreement: Share of samples where both models have the same highest score.
+        sqnr_db: 10 log10(sum ref^2 / sum (ref - out)^2) over all outputs and samples.
+        kl: Mean divergence KL(reference || model) of the class probabilities, in nats.
+    """
+
+    n: int
+    top1: float | None = None
+    top5: float | None = None
+    agreement: float | None = None
+    sqnr_db: float | None = None
+    kl: float | None = None
+
+
+@dataclass(slots=True)
+class Closeness:
+    """Running sums from which SQNR and cosine follow; constant memory."""
+
+    signal: float = 0.0
+    noise: float = 0.0
+    other: float = 0.0
+    dot: float = 0.0
+
+    def update(self, reference: Array, measured: Array) -> None:
+        """Add one batch; both arrays have the same shape, sums are in float64."""
+        ref = np.asarray(reference, np.float64).ravel()
+        out = np.asarray(measured, np.float64).ravel()
+        error = ref - out
+        self.signal += float(ref @ ref)
+        self.noise += float(error @ error)
+        self.other += float(out @ out)
+        self.dot += float(ref @ out)
+
+    @property
+    def sqnr_db(self) -> float | None:
+        """10 log10(sum ref^2 / sum (ref - out)^2); `EQUAL_DB` if equal, None if not finite."""
+        if not math.isfinite(self.signal + self.noise):
+            return None
+        if self.noise == 0.0:
+            return EQUAL_DB
+        if self.signal == 0.0:
+            return -EQUAL_DB
+        return min(10.0 * (math.log10(self.signal) - math.log10(self.noise)), EQUAL_DB)
+
+    @property
+    def cosine(self) -> float | None:
+        """Cosine similarity, 1.0 for two zero tensors; None if not finite."""
+        if not math.isfinite(self.signal + self.other):
+            return None
+        if self.signal == 0.0 or self.other == 0.0:
+            return 1.0 if self.signal == self.other else 0.0
+        return self.dot / math.sqrt(self.signal) / math.sqrt(self.other)
+
+
+@dataclass(slots=True)
+class Tally:
+    """Running counts of `Evaluation`."""
+
+    hits1: int = 0
+    hits5: int = 0
+    agreeing: int = 0
+    divergence: float = 0.0
+    closeness: Closeness = field(default_factory=Closeness)
+    labelled: bool = False
+    classified: bool = False
+    compared: bool = False
+
+    def update(
+        self,
+        outputs: Mapping[str, Array],
+        reference: Mapping[str, Array] | None,
+        labels: npt.NDArray[np.integer] | None,
+    ) -> None:
+        """Add one batch: outputs by name, those of the reference model, labels [N]."""
+        scores = class_scores(outputs)
+        if labels is not None and scores is not None:
+            self.labelled = True
+            self.hits1 += hits(scores, labels, 1)
+            self.hits5 += hits(scores, labels, 5)
+        if reference is not None:
+            self._compare(outputs, reference, scores)
+
+    def _compare(
+        self, outputs: Mapping[str, Array], reference: Mapping[str, Array], scores: F64 | None
+    ) -> None:
+        self.compared = True
+        for name, value in reference.items():
+            if np.issubdtype(value.dtype, np.floating):
+                self.closeness.update(value, outputs[name])
+        expected = class_scores(reference)
+        if scores is None or expected is None:
+            return
+        self.classified = True
+        self.agreeing += int((scores.argmax(1) == expected.argmax(1)).sum())
+        self.divergence += kl_divergence(expected, scores)
+
+    def evaluation(self, n: int) -> Evaluation:
+        """The shares of `n` samples; what could not be measured is None."""
+
+        def share(count: float, known: bool) -> float | None:
+            return count / n if known and n else None
+
+        return Evaluation(
+            n=n,
+            top1=share(self.hits1, self.labelled),
+            top5=share(self.hits5, self.labelled),
+            agreement=share(self.agreeing, self.classified),
+            sqnr_db=self.closeness.sqnr_db if self.compared else None,
+            kl=share(self.divergence, self.classified),
+        )
+
+
+def class_scores(outputs: Mapping[str, Array]) -> F64 | None:
+    """The first output that is a row of class scores a sample, as [N, classes]; None without one.
+
+    Trailing dimensions of size 1 are dropped, so that [N, C, 1, 1] counts.
+    """
+    for value in outputs.values():
+        classes = value.shape[1] if value.ndim >= 2 else 0
+        if classes >= 2 and value.size == len(value) * classes and value.dtype.kind == "f":
+            return value.reshape(len(value), classes).astype(np.float64)
+    return None
+
+
+def hits(scores: F64, labels: npt.NDArray[np.integer], k: int) -> int:
+    """How many labels are among the `k` highest scores of their row.
+
+    Of equal scores the first counts as higher, as in argmax. Codes tie often, so another rule would
+    shift a quantized model's accuracy.
+    A label outside of the scores, or with a score of NaN, is a miss.
+    """
+    classes = scores.shape[1]
+    inside = (labels >= 0) & (labels < classes)
+    label = np.where(inside, labels, 0).astype(np.int64)[:, None]
+    own = np.take_along_axis(scores, label, axis=1)
+    before = np.arange(classes)[None, :] < label
+    ahead = ((scores > own) | ((scores == own) & before)).sum(1)
+    return int((inside & ~np.isnan(own[:, 0]) & (ahead < k)).sum())
+
+
+def kl_divergence(reference: F64, scores: F64) -> float:
+    """Sum over rows of KL(reference || scores), in nats; scores become probabilities by softmax."""
+    p, q = _log_probabilities(reference), _log_probabilities(scores)
+    return float((np.exp(p) * (p - q)).sum())
+
+
+def _log_probabilities(scores: F64) -> F64:
+    """Log of softmax; rows that already are probabilities are taken as they are."""
+    is_distribution = scores.min() >= 0.0 and np.allclose(
+        scores.sum(1), 1.0, rtol=0.0, atol=_PROBABILITY_TOLERANCE
+    )
+    if is_distribution:
+        return np.log(np.maximum(scores, np.finfo(np.float32).tiny))
+    shifted = scores - scores.max(1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
+
+
+def percent(share: float | None) -> str:
+    """A share of 0 to 1 with two decimals; empty for None."""
+    return "" if share is None else f"{100 * share:.2f} %"
+
+
+def decibels(value: float | None) -> str:
+    """Signal to noise with one decimal; empty for None."""
+    if value is None:
+        return ""
+    return "equal" if value >= EQUAL_DB else f"{value:.1f} dB"
+
+
+def size_text(n_bytes: int) -> str:
+    """Bytes in the unit people read: 1 MB is 10^6 bytes, as file managers count."""
+    for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if n_bytes >= factor:
+            return f"{n_bytes / factor:.2f} {unit}"
+    return f"{n_bytes} bytes"

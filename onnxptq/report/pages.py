@@ -1,0 +1,120 @@
+"""The HTML pages of `quantize --report` and of `report`, and what the latter measures."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from onnxptq import __version__, ort, passes
+from onnxptq.calibrate.ports import Batch
+from onnxptq.calibrate.progress import Progress
+from onnxptq.calibrate.source import Data
+from onnxptq.graph import io
+from onnxptq.report.html import Page, render
+from onnxptq.report.inputs import DataOptions, open_for
+from onnxptq.report.layers import layer_rows
+from onnxptq.report.measure import LayerRow, QuantizeReport, decibels, size_text
+from onnxptq.rewrite.strip import strip
+from onnxptq.runtime.lint import FloatNode, lint
+
+
+@dataclass(frozen=True, slots=True)
+class FileReport:
+    """What `report` measured of a quantized file.
+
+    Attributes:
+        layers: One row a quantized node.
+        float_nodes: Nodes that onnxruntime runs in float, and why.
+        integer_nodes: How many nodes it runs in integers.
+        bytes_quantized: Size of the file.
+    """
+
+    layers: tuple[LayerRow, ...]
+    float_nodes: tuple[FloatNode, ...]
+    integer_nodes: int
+    bytes_quantized: int
+
+
+def measure_file(
+    model: Path,
+    source: str,
+    reference: Path | None,
+    options: DataOptions,
+    progress: Progress,
+) -> FileReport:
+    """Measure a quantized file layer by layer.
+
+    Args:
+        model: The file.
+        source: DATA.
+        reference: The float model; None compares with the file's own weights in float, which shows
+            the error of the activations but not that of rounding the weights.
+        options: How to read the data.
+        progress: Told of each batch.
+
+    Raises:
+        ModelError: A file is no model.
+        CalibrationError: The data cannot be read or do not fit.
+    """
+    quantized = io.load(model)
+    own_float, recipe = strip(quantized)
+    against = own_float if reference is None else passes.prepare(io.load(reference)).model
+    data = open_for(quantized, ort.session(quantized).inputs, source, options)
+    progress.start("measuring layers", data.count)
+    try:
+        batches = _told(data, options.batch_size, progress)
+        rows = layer_rows(against, quantized, recipe, batches)
+    finally:
+        progress.finish()
+    linted = lint(model)
+    return FileReport(
+        layers=rows,
+        float_nodes=linted.float_nodes,
+        integer_nodes=len(linted.integer_nodes),
+        bytes_quantized=model.stat().st_size,
+    )
+
+
+def _told(data: Data, batch_size: int, progress: Progress) -> Iterator[Batch]:
+    for batch in data.batches(batch_size):
+        yield batch
+        progress.advance(data.feed_samples(batch))
+
+
+def quantized_page(output: Path, report: QuantizeReport) -> str:
+    """The page of `onnxptq quantize --report`."""
+    return render(
+        Page(
+            title=output.name,
+            lead="Each layer measured in onnxruntime against the float model, on calibration data.",
+            facts=report.summary(),
+            layers=report.layers,
+            float_nodes=report.float_nodes,
+            footer=versions(),
+        )
+    )
+
+
+def file_page(model: Path, reference: Path | None, measured: FileReport) -> str:
+    """The page of `onnxptq report`."""
+    compared = "its own weights in float" if reference is None else reference.name
+    facts = {
+        "File": size_text(measured.bytes_quantized),
+        "Integer nodes": str(measured.integer_nodes),
+        "Nodes in float": str(len(measured.float_nodes)),
+        "SQNR of the last layer": decibels(measured.layers[-1].sqnr_db if measured.layers else None),
+    }
+    return render(
+        Page(
+            title=model.name,
+            lead=f"Measured in onnxruntime against {compared}.",
+            facts={label: value for label, value in facts.items() if value},
+            layers=measured.layers,
+            float_nodes=measured.float_nodes,
+            footer=versions(),
+        )
+    )
+
+
+def versions() -> str:
+    """The versions a number depends on."""
+    return f"onnxptq {__version__}, onnxruntime {ort.version()}"

@@ -1,0 +1,144 @@
+"""What the commands say: tables for people, JSON for programs, errors on standard error."""
+
+import json
+import math
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from onnxptq.report.measure import Evaluation, FloatRow, LayerRow, decibels, percent
+
+_WORST_LAYERS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """Where a command's answer goes.
+
+    Attributes:
+        json: Where to write it for programs; "-" for standard output, which then carries nothing
+            else; None for nowhere.
+    """
+
+    json: str | None = None
+
+    def check(self) -> None:
+        """Refuse a JSON file that cannot be written, before long work starts.
+
+        Raises:
+            ModelError: Its folder is missing or not writable.
+        """
+        if self.json not in (None, "-"):
+            from onnxptq.graph import io
+
+            io.writable(Path(str(self.json)))
+
+    def say(self, *parts: RenderableType) -> None:
+        """Print for people, unless standard output belongs to the JSON."""
+        if self.json == "-":
+            return
+        console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+        with _reader_may_leave():
+            for part in parts:
+                console.print(part)
+            sys.stdout.flush()
+
+    def answer(self, data: Mapping[str, Any]) -> None:
+        """Write the JSON where it was asked for.
+
+        Raises:
+            ModelError: The file cannot be written.
+        """
+        if self.json is None:
+            return
+        text = json.dumps(plain(data), indent=2, allow_nan=False) + "\n"
+        if self.json != "-":
+            from onnxptq.graph import io
+
+            io.write_atomically(Path(self.json), text.encode())
+            return
+        with _reader_may_leave():
+            sys.stdout.write(text)
+            sys.stdout.flush()
+
+
+def plain(value: Any) -> Any:
+    """`value` with tuples as lists and floats that JSON cannot spell (NaN, infinity) as None."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def complain(message: str) -> None:
+    """One message on standard error, unwrapped and without markup."""
+    print(f"error: {message}", file=sys.stderr)
+
+
+def facts(pairs: Mapping[str, str]) -> Table:
+    """Two columns: label and value."""
+    table = Table.grid(padding=(0, 2))
+    for label, value in pairs.items():
+        table.add_row(Text(label, style="dim"), Text(value))
+    return table
+
+
+def worst_layers(rows: Sequence[LayerRow]) -> RenderableType:
+    """The layers that lost most, where a user would look first."""
+    known = [row for row in rows if row.sqnr_db is not None]
+    worst = sorted(known, key=lambda row: row.sqnr_db or 0.0)[:_WORST_LAYERS]
+    if not worst:
+        return Text("")
+    table = Table(title="layers that lost most", title_justify="left", box=None, pad_edge=False)
+    for head in ("node", "operator", "bits", "SQNR"):
+        table.add_column(head, justify="right" if head == "SQNR" else "left", overflow="fold")
+    for row in worst:
+        bits = f"w{row.w_bits or '-'} a{row.a_bits or '-'}"
+        table.add_row(Text(row.node), row.op, bits, decibels(row.sqnr_db))
+    return table
+
+
+def float_nodes(rows: Sequence[FloatRow]) -> RenderableType:
+    """The nodes that stay in float, each with the reason."""
+    if not rows:
+        return Text("no node stays in float")
+    table = Table(title="nodes in float", title_justify="left", box=None, pad_edge=False)
+    for head in ("node", "operator", "why"):
+        table.add_column(head, overflow="fold")
+    for row in rows:
+        table.add_row(Text(row.node), row.op, Text(row.why))
+    return table
+
+
+def evaluation(result: Evaluation) -> Table:
+    """Accuracy and nearness; what was not measured is left out."""
+    pairs = {
+        "samples": str(result.n),
+        "top-1": percent(result.top1),
+        "top-5": percent(result.top5),
+        "agreement with reference": percent(result.agreement),
+        "SQNR": decibels(result.sqnr_db),
+        "KL divergence": "" if result.kl is None else f"{result.kl:.3g} nats",
+    }
+    return facts({label: value for label, value in pairs.items() if value})
+
+
+@contextmanager
+def _reader_may_leave() -> Iterator[None]:
+    """`onnxptq ... | head`: the reader has what it wanted, the rest is dropped without a word."""
+    try:
+        yield
+    except BrokenPipeError:
+        # Python flushes once more at exit; that write must find an open end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
