@@ -5,10 +5,9 @@ Exit codes: 0 success, 1 the answer is no, 2 bad input (one message on standard 
 
 import errno
 import sys
-from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -63,7 +62,9 @@ BatchSize = Annotated[
 ]
 TargetOrt = Annotated[
     str | None,
-    typer.Option(metavar="VERSION", help="The onnxruntime the file is for. Default: the installed."),
+    typer.Option(
+        metavar="VERSION", help="The onnxruntime the file is for. Default: the installed."
+    ),
 ]
 Reference = Annotated[
     Path | None, typer.Option(metavar="F.onnx", help="The float model to compare with.")
@@ -169,7 +170,9 @@ def quantize(
     batch_size: BatchSize = 8,
     stats: Annotated[
         Path | None,
-        typer.Option(metavar="F", help="Keep calibration here: an interrupted run goes on from it."),
+        typer.Option(
+            metavar="F", help="Keep calibration here: an interrupted run goes on from it."
+        ),
     ] = None,
     jobs: Annotated[int, typer.Option(metavar="N", min=1, help="Processes to work with.")] = 1,
     seed: Annotated[int, typer.Option(metavar="N", help="Same seed, same bytes.")] = 0,

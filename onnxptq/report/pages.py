@@ -101,7 +101,9 @@ def file_page(model: Path, reference: Path | None, measured: FileReport) -> str:
         "File": size_text(measured.bytes_quantized),
         "Integer nodes": str(measured.integer_nodes),
         "Nodes in float": str(len(measured.float_nodes)),
-        "SQNR of the last layer": decibels(measured.layers[-1].sqnr_db if measured.layers else None),
+        "SQNR of the last layer": decibels(
+            measured.layers[-1].sqnr_db if measured.layers else None
+        ),
     }
     return render(
         Page(
