@@ -1,6 +1,7 @@
 """METHODS: every way to decide about a recipe, and `apply`, which runs a list of them."""
 
 import time
+from dataclasses import replace
 from typing import Any
 
 from onnxptq.methods.entropy import Entropy
@@ -23,6 +24,9 @@ METHODS: dict[str, type[Any]] = {
         WeightsMse,
     )
 }
+
+DEFAULT_METHODS = "mse,weights-mse"
+"""Used where no method is named, and for what the named ones leave undecided."""
 
 
 def parse_methods(text: str) -> tuple[Method, ...]:
@@ -50,3 +54,20 @@ def apply(recipe: Recipe, methods: str, ctx: Context) -> Recipe:
         )
         recipe = decided.with_step(step)
     return recipe
+
+
+def apply_defaults(recipe: Recipe, ctx: Context) -> Recipe:
+    """Let the default methods decide what is still undecided, and nothing else.
+
+    Raises:
+        CalibrationError: A range cannot be fitted to what was measured.
+    """
+    open_ = set(recipe.undecided())
+    if not open_:
+        return recipe
+    decided = apply(recipe, DEFAULT_METHODS, ctx)
+    tensors = {
+        name: decided.tensors[name] if name in open_ else tensor
+        for name, tensor in recipe.tensors.items()
+    }
+    return replace(decided, tensors=tensors)
