@@ -1,4 +1,4 @@
-"""The errors a user can cause. Each says which thing, what was found, what was expected, what to do."""
+"""The errors a user can cause: which thing, what was found, what was expected, what to do."""
 
 
 class OnnxptqError(Exception):

@@ -14,6 +14,7 @@ import onnxruntime
 
 from onnxptq.errors import ModelError
 from onnxptq.graph import io
+from onnxptq.graph.skeleton import size_bytes
 
 Array = npt.NDArray[Any]
 Feeds = Mapping[str, Array]
@@ -47,7 +48,7 @@ class Port:
 
 
 class Session:
-    """A loaded model. Safe to call from several threads at once, as onnxruntime's own sessions are."""
+    """A loaded model, safe to call from several threads at once."""
 
     def __init__(self, session: onnxruntime.InferenceSession) -> None:
         self._session = session
@@ -67,7 +68,7 @@ class Session:
             raise ModelError(
                 f"onnxruntime could not run the model: {_first_line(error)}"
             ) from error
-        return dict(zip(wanted, results, strict=True))
+        return {name: np.asarray(array) for name, array in zip(wanted, results, strict=True)}
 
 
 def version() -> str:
@@ -107,8 +108,8 @@ def session(
     return _load(source, options)
 
 
-def _session_in_memory(model: ir.Model, options: onnxruntime.SessionOptions) -> Session:
-    if io.fits_protobuf(model):
+def _session_in_memory(model: ir.Model, options: Any) -> Session:
+    if size_bytes(model) <= io.INLINE_LIMIT_BYTES:
         return _load(io.to_bytes(model), options)
     with tempfile.TemporaryDirectory(prefix="onnxptq-") as folder:
         path = Path(folder) / "model.onnx"
@@ -116,7 +117,7 @@ def _session_in_memory(model: ir.Model, options: onnxruntime.SessionOptions) -> 
         return _load(str(path), options)
 
 
-def _load(source: str | bytes, options: onnxruntime.SessionOptions) -> Session:
+def _load(source: str | bytes, options: Any) -> Session:
     try:
         loaded = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except Exception as error:

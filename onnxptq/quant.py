@@ -1,4 +1,4 @@
-"""Integer formats and the affine map between real numbers and codes: real = scale * (code - zero_point)."""
+"""Integer formats and the affine map: real = scale * (code - zero_point)."""
 
 from dataclasses import dataclass, replace
 
@@ -11,7 +11,7 @@ F32 = npt.NDArray[np.float32]
 I32 = npt.NDArray[np.int32]
 
 SMALLEST_SCALE = np.float32(2.0**-100)
-"""Below this, products of two scales leave float32's normal range and integer kernels lose digits."""
+"""Below this, products of two scales leave float32's normal range and lose digits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ class QuantSpec:
 
     @property
     def default_code_lo(self) -> int:
-        """Lowest code of the untuned window: 0, or -2^(bits-1), but -127 at 8 bits (symmetric grid)."""
+        """Lowest code of the untuned window: 0, or -2^(bits-1), but -127 at 8 bits."""
         if not self.signed:
             return 0
         return -127 if self.bits == 8 else -(1 << (self.bits - 1))
@@ -64,7 +64,8 @@ class QuantSpec:
 class QParams:
     """The affine map of one tensor and the window its codes lie in.
 
-    Codes lie in [code_lo, code_hi]; `zero_point` may lie outside of that window, anywhere in the container.
+    Codes lie in [code_lo, code_hi]; `zero_point` may lie outside of that window, anywhere in the
+    container.
 
     Attributes:
         spec: The format.
@@ -106,8 +107,9 @@ class QParams:
     def from_range(cls, lo: npt.ArrayLike, hi: npt.ArrayLike, spec: QuantSpec) -> "QParams":
         """Choose scale and zero point so that [lo, hi] just fits.
 
-        The range is first widened to contain 0, because padding stores real 0 exactly. Signed formats
-        keep zero point 0, so their grid is symmetric up to the one extra negative code below 8 bits.
+        The range is first widened to contain 0, because padding stores real 0 exactly. Signed
+        formats keep zero point 0, so their grid is symmetric up to the one extra negative code
+        below 8 bits.
 
         Args:
             lo: Lower end in real units, shape [] or [C].
@@ -115,8 +117,8 @@ class QParams:
             spec: The format to fit into.
 
         Returns:
-            Parameters whose rounding error is at most scale / 2 inside [lo, hi], but for the shift of
-            up to half a step by which the zero point of an unsigned format is rounded.
+            Parameters whose rounding error is at most scale / 2 inside [lo, hi], but for the shift
+            of up to half a step by which the zero point of an unsigned format is rounded.
 
         Raises:
             CalibrationError: lo > hi, or a bound is not finite.
@@ -143,7 +145,7 @@ class QParams:
         return cls(spec, scale, zero_point, np.full(scale.shape, code_lo, np.int32))
 
     def along(self, values: npt.NDArray[np.int32] | F32, ndim: int) -> npt.NDArray[np.int32] | F32:
-        """Reshape a [C] parameter so that it broadcasts along the channel axis of an `ndim`-D tensor."""
+        """Reshape a [C] parameter to broadcast along the channel axis of an `ndim`-D tensor."""
         if self.spec.axis is None or values.ndim == 0:
             return values
         shape = [1] * ndim
@@ -175,6 +177,6 @@ class QParams:
 
 
 def _positive(scale: npt.NDArray[np.float64]) -> F32:
-    """Scales as float32; those that are 0 (an empty range) become 1, tiny ones are kept in normal range."""
+    """Scales as float32; an empty range gets 1, a tiny one the smallest that is safe."""
     nonzero = np.where(scale > 0, np.maximum(scale, float(SMALLEST_SCALE)), 1.0)
     return np.asarray(nonzero, np.float32)

@@ -36,9 +36,11 @@ class TensorQuant:
 
     Attributes:
         value: The ONNX value name.
-        role: What it is to the network. Biases have no entry: their scale is the product of two others.
+        role: What it is to the network. Biases have no entry: their scale is the product of two
+            others.
         params: Format, scale and zero point.
-        tied_to: The value whose parameters this one shares (concat, pooling, reshape); None if it is free.
+        tied_to: The value whose parameters this one shares (concat, pooling, reshape); None if it
+            is free.
         set_by: Text of the method that chose the range; empty while none has.
     """
 
@@ -80,9 +82,12 @@ class Recipe:
     steps: tuple[Step, ...] = ()
 
     def activations(self) -> tuple[TensorQuant, ...]:
-        """The free activations (network input and output too): those whose range a method chooses."""
+        """The free activations, input and output too: those whose range a method chooses."""
+        fixed = (Role.WEIGHT, Role.CONSTANT)
         return tuple(
-            t for t in self.tensors.values() if t.role is not Role.WEIGHT and t.tied_to is None
+            tensor
+            for tensor in self.tensors.values()
+            if tensor.role not in fixed and tensor.tied_to is None
         )
 
     def weights(self) -> tuple[TensorQuant, ...]:
@@ -228,7 +233,7 @@ def _array_from_dict(entry: Mapping[str, Any]) -> IntArray:
 
 
 def _dump(data: Mapping[str, Any]) -> str:
-    """Indented to the depth of one entry; long lists stay on their line, so that diffs name the tensor."""
+    """One line an entry, so that a diff names the tensor."""
     lines = ["{"]
     for position, (key, value) in enumerate(data.items()):
         comma = "," if position + 1 < len(data) else ""

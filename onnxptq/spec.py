@@ -18,7 +18,7 @@ _ITEM = re.compile(r"\s*(?P<name>[A-Za-z][\w-]*)\s*(?:\{(?P<options>[^{}]*)\})?\
 
 
 def unknown(what: str, name: str, known: Iterable[str]) -> SpecError:
-    """The one "unknown name" error: says what was asked for, what exists, and what was probably meant."""
+    """The one "unknown name" error: what was asked for, what exists, what was meant."""
     names = sorted(known)
     close = difflib.get_close_matches(name, names, n=1)
     hint = f"; did you mean {close[0]}?" if close else ""

@@ -67,4 +67,5 @@ def is_float(value: ir.Value | None) -> bool:
 
 def fits_channels(array: npt.NDArray[Any], channels: int) -> bool:
     """Whether a bias of this shape is one number per output channel and nothing else."""
-    return array.size == channels and array.shape[-1:] == (channels,) and np.isfinite(array).all()
+    one_each = array.size == channels and array.shape[-1:] == (channels,)
+    return one_each and bool(np.isfinite(array).all())

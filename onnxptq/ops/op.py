@@ -9,9 +9,10 @@ import onnx_ir as ir
 
 
 class Fusion(enum.Enum):
-    """What onnxruntime's CPU provider makes of a float node between DequantizeLinear and QuantizeLinear.
+    """What onnxruntime's CPU provider makes of a float node between DQ and Q.
 
-    Source: selectors of onnxruntime's QDQ transformer, each row checked by tests/ops/test_every_op.py.
+    Source: selectors of onnxruntime's QDQ transformer, each row checked by
+    tests/ops/test_every_op.py.
     """
 
     QLINEAR = "an integer kernel with scales of its own (QLinearConv, QLinearAdd, ...)"

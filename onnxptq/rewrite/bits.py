@@ -1,19 +1,21 @@
 """How many bits each weight and each group of tied activations gets."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import onnx_ir as ir
 
 from onnxptq.rewrite.options import Placing, Widths, matches
 from onnxptq.rewrite.regions import Regions, activation_inputs, is_matmul, weight_of
 
+Neighbours = Callable[[ir.Node], Iterable[ir.Node]]
+
 
 class Bits:
     """Answers for one model and one set of choices.
 
-    Low bits go to the weights of Conv, Gemm and MatMul and to the tensors they read. Everything else (a
-    convolution's output on its way into an Add, gate and concat inputs) stays at 8 bits, as in the
-    papers (methods.md 1.5).
+    Low bits go to the weights of Conv, Gemm and MatMul and to the tensors they read. Everything
+    else (a convolution's output on its way into an Add, gate and concat inputs) stays at 8 bits,
+    as in the papers (methods.md 1.5).
     """
 
     def __init__(self, model: ir.Model, regions: Regions, placing: Placing) -> None:
@@ -33,7 +35,7 @@ class Bits:
         )
 
     def of_activation(self, group: Sequence[ir.Value]) -> int:
-        """Bits of a group of tied values: the most that a reader asks for; 8 if no layer reads it."""
+        """Bits of a group of tied values: the most that a layer asks for; 8 if none reads it."""
         names = {value.name for value in group}
         asked = self._asked_by_name(group)
         if asked is not None:
@@ -107,9 +109,8 @@ def _downstream_layers(layer: ir.Node) -> Iterable[ir.Node]:
     return layer.successors()
 
 
-def _without(layers: list[ir.Node], neighbours: object) -> set[int]:
+def _without(layers: list[ir.Node], neighbours: Neighbours) -> set[int]:
     """Ids of the layers from which no other layer can be reached over `neighbours`."""
-    assert callable(neighbours)
     ends: set[int] = set()
     for layer in layers:
         pending, seen = list(neighbours(layer)), set[int]()

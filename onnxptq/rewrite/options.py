@@ -42,11 +42,12 @@ class Placing:
 
     Attributes:
         bits: Widths of all layers, for example "w8a8".
-        layer_bits: "PATTERN=w4a8" entries; the last one that matches a node, its operator type, one of
-            its values or its weight wins over `bits` and over the first-and-last rule.
+        layer_bits: "PATTERN=w4a8" entries; the last one that matches a node, its operator type,
+            one of its values or its weight wins over `bits` and over the first-and-last rule.
         float_patterns: Nodes or operator types that stay in float.
-        keep_first_last: 8 bits for network input, first and last weights, and the last layer's input.
-        second_input_8: 8 bits for the first layer's output as well (the convention of BRECQ).
+        keep_first_last: 8 bits for network input, first and last weights, and the last layer's
+        input. second_input_8: 8 bits for the first layer's output as well (the convention of
+        BRECQ).
         per_channel: One weight scale per output channel; False for one per tensor.
     """
 

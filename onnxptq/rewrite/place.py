@@ -1,4 +1,4 @@
-"""Which tensors get Q/DQ, with how many bits, and what is tied to what: the recipe before any range."""
+"""Which tensors get Q/DQ, with how many bits, tied to what: the recipe before any range."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -48,7 +48,8 @@ def place(model: ir.Model, placing: Placing) -> Recipe:
         placing: The user's choices.
 
     Returns:
-        A recipe with an entry for each quantized value and weight, and a reason for each float node.
+        A recipe with an entry for each quantized value and weight, and a reason for each float
+        node.
 
     Raises:
         SpecError: A choice is malformed or a pattern matches nothing.
@@ -124,8 +125,8 @@ def _activations(layout: Layout, ties: Ties, bits: Bits) -> dict[str, TensorQuan
 def _root(group: list[ir.Value], names: set[str]) -> ir.Value:
     """The member whose range serves all.
 
-    A member that only tied nodes read passes its values on, so its readers' range counts instead; of
-    the others, the first made covers those that are parts of it.
+    A member that only tied nodes read passes its values on, so its readers' range counts instead;
+    of the others, the first made covers those that are parts of it.
     """
     final = [value for value in group if not _only_passed_on(value, names)]
     return final[0] if len(final) == 1 else group[0] if not _has_concat(group) else group[-1]

@@ -20,7 +20,11 @@ from onnxptq.rewrite.regions import activation_inputs, bias_of, record, weight_o
 from onnxptq.rewrite.storage import Storage, WeightWriter
 from onnxptq.rewrite.weights import bias_codes, weight_codes
 
+FLOAT_NODES_KEY = "onnxptq.float_nodes"
+DIGEST_KEY = "onnxptq.model_digest"
+STEPS_KEY = "onnxptq.methods"
 CLAMP_KEY = "onnxptq.clamp"
+INT2_OPSET, INT2_IR_VERSION = 25, 13  # onnx PR 7446
 GUARD_KEY = "onnxptq.guard"
 
 
@@ -42,8 +46,8 @@ def insert_qdq(model: ir.Model, recipe: Recipe, storage: Storage) -> ir.Model:
     found = digest(model)
     if recipe.model_digest != found:
         raise SpecError(
-            f"the recipe was made for another model (digest {recipe.model_digest[:12]}, this one is "
-            f"{found[:12]}); make a new one with onnxptq quantize --save-recipe"
+            f"the recipe was made for another model (digest {recipe.model_digest[:12]}, this one's "
+            f"is {found[:12]}); make a new one with onnxptq quantize --save-recipe"
         )
     undecided = recipe.undecided()
     if undecided:
@@ -75,6 +79,7 @@ class _Writer:
         for node in floats:
             self._guard(node)
         self._drop_unused_initializers()
+        self._sign()
         return self._model
 
     # Activations
@@ -126,10 +131,25 @@ class _Writer:
         if clamp is not None:
             q.metadata_props[CLAMP_KEY] = _clamp_text(clamp, limits)
         self._insert_after(source, q)
-        self._codes[name] = self._window(name, codes, params, limits)
+        inherited = clamp is None and self._only_moved(name, value.producer())
+        self._codes[name] = codes if inherited else self._window(name, codes, params, limits)
+
+    def _only_moved(self, name: str, producer: ir.Node | None) -> bool:
+        """Whether the codes are copies of tied ones, which lie in the window already."""
+        if producer is None or not self._layout.regions.holds(producer):
+            return False
+        op = record(producer)
+        if op is None or (not op.rule.tied and producer.op_type != "Concat"):
+            return False
+        sources = [self._names.get(id(value)) for value in activation_inputs(producer)]
+        root = self._recipe.tensors[name].tied_to or name
+        return all(
+            source is not None and (self._recipe.tensors[source].tied_to or source) == root
+            for source in sources
+        )
 
     def _window(self, name: str, codes: ir.Value, params: QParams, limits: Clamp) -> ir.Value:
-        """Codes inside of the bit window and of a Relu or Clip: an integer Clip where Q lets more through."""
+        """Codes inside of the bit window and of a Relu or Clip; a Clip if Q lets more through."""
         lo, hi = _code_window(params, limits)
         spec = params.spec
         if lo <= spec.container_min and hi >= spec.container_max:
@@ -299,7 +319,7 @@ class _Writer:
     # Graph
 
     def _parameters(self, name: str, params: QParams) -> tuple[ir.Value, ir.Value]:
-        """Scale and zero point of a value, written out once. Tied values have entries of their own."""
+        """Scale and zero point of a value, written out; tied values have their own."""
         known = self._graph.initializers.get(f"{name}_scale")
         if known is not None:
             return known, self._graph.initializers[f"{name}_zero_point"]
@@ -331,6 +351,17 @@ class _Writer:
         for name, value in list(self._graph.initializers.items()):
             if not value.uses() and not value.is_graph_output():
                 del self._graph.initializers[name]
+
+    def _sign(self) -> None:
+        """Leave the provenance in the file: of which model, by which methods, what is in float."""
+        props = self._model.metadata_props
+        props[DIGEST_KEY] = self._recipe.model_digest
+        props[STEPS_KEY] = ",".join(step.method for step in self._recipe.steps)
+        reasons = dict(sorted(self._recipe.float_nodes.items()))
+        props[FLOAT_NODES_KEY] = json.dumps(reasons)
+        if any(v.dtype == ir.DataType.INT2 for v in self._graph.initializers.values()):
+            self._graph.opset_imports[""] = max(INT2_OPSET, self._graph.opset_imports[""])
+            self._model.ir_version = max(INT2_IR_VERSION, self._model.ir_version)
 
 
 def _output(name: str, like: ir.Value | None, dtype: ir.DataType = ir.DataType.UINT8) -> ir.Value:

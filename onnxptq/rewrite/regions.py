@@ -11,7 +11,7 @@ from onnxptq.ops.op import Fusion, Op
 from onnxptq.rewrite.options import Placing, matches
 
 CLAMPS = ("Relu", "Clip")
-"""Operators that only narrow a range: Q(clamp(x)) = clamp(Q(x)), so they become a window of codes."""
+"""Operators that only narrow a range: Q(clamp(x)) = clamp(Q(x)), a window of codes."""
 
 ARITHMETIC = ("Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool")
 POOLS = ("AveragePool", "GlobalAveragePool")
@@ -95,8 +95,8 @@ def outer_consumers(value: ir.Value) -> list[ir.Node]:
 def split(model: ir.Model, placing: Placing) -> Regions:
     """Decide for every node of the main graph whether it runs on integers.
 
-    Conv, Gemm and MatMul always do if onnxruntime has a kernel for the case. The others follow: they
-    are worth it only beside integer neighbours, where they save conversions.
+    Conv, Gemm and MatMul always do if onnxruntime has a kernel for the case. The others follow:
+    they are worth it only beside integer neighbours, where they save conversions.
     """
     regions = Regions()
     candidates: dict[str, ir.Node] = {}
@@ -153,7 +153,7 @@ def refusal(node: ir.Node) -> str | None:
 
 
 def _upstream(candidates: dict[str, ir.Node], wanted: Callable[[ir.Node], bool]) -> set[str]:
-    """Names of the candidates from which a wanted node can be reached (over any nodes), itself too."""
+    """Names of the candidates from which a wanted node can be reached, itself too."""
     found: set[str] = set()
     pending = [node for node in candidates.values() if wanted(node)]
     seen = {id(node) for node in pending}
@@ -194,7 +194,7 @@ def _joins(node: ir.Node, regions: Regions, feeds_matmul: bool) -> bool:
 
 
 def _has_codes(value: ir.Value, regions: Regions) -> bool:
-    """Whether the value exists as codes anyway: an integer node makes it or another one reads it."""
+    """Whether the value exists as codes anyway, made or read by an integer node."""
     if regions.holds(value.producer()):
         return True
     return any(_reads_as_activation(reader, value, regions) for reader in value.consumers())

@@ -1,8 +1,10 @@
-"""How weight codes lie in the file: packed to their bits, and unpacked by nodes that onnxruntime folds.
+"""How weight codes lie in the file: packed, and unpacked by nodes that onnxruntime folds.
 
-Loaded, each layout is an int8 constant in front of the layer, so outputs and speed are those of int8 storage.
+Loaded, each layout is an int8 constant in front of the layer, so outputs and speed are those of
+int8 storage.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,6 +18,9 @@ from onnxptq.quant import QParams
 Codes = npt.NDArray[np.int8]
 Bytes = npt.NDArray[np.uint8]
 
+FLOOR: tuple[int, ...] = (1, 23, 2)
+"""The oldest onnxruntime we write for; benchmarks/ort_versions.py measures it."""
+
 PLANES = {2: (2,), 3: (2, 1), 4: (4,), 5: (4, 1), 6: (4, 2), 7: (4, 2, 1)}
 """A width as a sum of widths that divide a byte, lowest bits first."""
 
@@ -26,8 +31,9 @@ class Storage:
 
     Attributes:
         kind: "packed": as small as the bits say; "int8": one byte a code.
-        int4: Whether 4-bit codes may be an INT4 initializer (onnxruntime 1.23.2 and later folds its Cast).
-        int2: Whether 2-bit codes may be an INT2 initializer (opset 25, onnxruntime 1.24.4 and later).
+        int4: Whether 4-bit codes may be an INT4 initializer (onnxruntime 1.23.2 and later folds
+        its Cast). int2: Whether 2-bit codes may be an INT2 initializer (opset 25, onnxruntime
+            1.24.4 and later).
     """
 
     kind: Literal["packed", "int8"] = "packed"
@@ -43,7 +49,7 @@ class Storage:
         """
         if kind not in ("packed", "int8"):
             raise SpecError(f"storage {kind!r}: it must be packed or int8")
-        version = parse_version(target) if target else (1, 23, 2)
+        version = parse_version(target) if target else FLOOR
         int2 = target is not None and version >= (1, 24, 4)
         return cls("int8" if kind == "int8" else "packed", int4=version >= (1, 23, 2), int2=int2)
 
@@ -57,7 +63,7 @@ def parse_version(text: str) -> tuple[int, ...]:
     parts = text.split(".")
     if len(parts) not in (2, 3) or not all(part.isdecimal() for part in parts):
         raise SpecError(f"target-ort {text!r}: expected an onnxruntime version like 1.24.4")
-    return tuple(int(part) for part in parts) + (0,) * (3 - len(parts))
+    return (*(int(part) for part in parts), *[0] * (3 - len(parts)))
 
 
 class WeightWriter:
@@ -109,7 +115,7 @@ class WeightWriter:
         flat: ir.Value | None = None
         position = 0
         for width in PLANES[params.spec.bits]:
-            plane = (unsigned >> position) & np.uint8((1 << width) - 1)
+            plane = ((unsigned >> position) & ((1 << width) - 1)).astype(np.uint8)
             part = self._plane(f"{name}_bits{position}", plane, width, position)
             nodes += part
             if flat is None:
@@ -154,7 +160,7 @@ class WeightWriter:
 
 
 def pack(fields: Bytes, width: int) -> Bytes:
-    """Put fields of 1, 2 or 4 bits into bytes, the first into the lowest bits; zeros fill the last byte."""
+    """Put fields of 1, 2 or 4 bits into bytes, the first lowest; zeros fill the last byte."""
     per_byte = 8 // width
     padded = np.zeros(-(-fields.size // per_byte) * per_byte, np.uint8)
     padded[: fields.size] = fields
@@ -168,7 +174,7 @@ def _shifted(params: QParams) -> bool:
 
 def _node(
     op_type: str,
-    inputs: "list[ir.Value] | tuple[ir.Value, ...]",
+    inputs: Sequence[ir.Value],
     output: str,
     attributes: dict[str, int] | None = None,
 ) -> ir.Node:

@@ -35,9 +35,9 @@ class Ties:
 def find_ties(model: ir.Model, regions: Regions, folded: dict[str, ir.Node]) -> Ties:
     """Tie what onnxruntime needs equal, and what saves a requantization.
 
-    Data movers, MaxPool and operators written on codes share the parameters of their input. A Concat
-    copies bytes where its inputs have its output's parameters: those that only the Concat reads get
-    them. Add takes three scales and is never tied.
+    Data movers, MaxPool and operators written on codes share the parameters of their input. A
+    Concat copies bytes where its inputs have its output's parameters: those that only the Concat
+    reads get them. Add takes three scales and is never tied.
     """
     ties = Ties()
     for node in model.graph:

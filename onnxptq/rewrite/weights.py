@@ -60,8 +60,9 @@ def bias_codes(bias: F32, x: QParams, weight: QParams, layer: ir.Node) -> BiasCo
 def fit_scales(model: ir.Model, recipe: Recipe) -> Recipe:
     """Raise weight scales until bias and accumulator fit into int32 together.
 
-    A channel whose weights are all zero has no scale of its own: it gets the smallest one that holds its
-    bias. Raising a scale costs that channel resolution only where its weights are tiny beside its bias.
+    A channel whose weights are all zero has no scale of its own: it gets the smallest one that
+    holds its bias. Raising a scale costs that channel resolution only where its weights are tiny
+    beside its bias.
 
     Args:
         model: The prepared float model.

@@ -1,0 +1,137 @@
+"""Weights and bias of Conv, ConvTranspose, Gemm and MatMul, scaled and shifted per channel."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxptq.passes.edit import F64, constant, floats, graph_of, input_at, is_op, new_constant, rank
+
+LINEAR = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+
+
+@dataclass(frozen=True, slots=True)
+class Linear:
+    """A node y = W x + b whose W and b are constants.
+
+    Attributes:
+        node: Conv, ConvTranspose, Gemm or MatMul.
+        weight: As stored, in double precision.
+        bias: [C], zeros when the node has none (already times Gemm's beta).
+    """
+
+    node: ir.Node
+    weight: F64
+    bias: F64
+
+    @property
+    def channels(self) -> int:
+        """Number of output channels C."""
+        return self.bias.size
+
+    @property
+    def takes_bias(self) -> bool:
+        """MatMul has no place for a bias."""
+        return self.node.op_type != "MatMul"
+
+    @property
+    def channel_axis(self) -> int:
+        """Axis of the output channels in the node's output: 1, but the last one for MatMul."""
+        return -1 if self.node.op_type == "MatMul" else 1
+
+    def scale_outputs(self, factor: F64) -> F64:
+        """The weight that gives factor[c] times the output; factor [C] or []."""
+        columns = np.broadcast_to(factor, (self.channels,))
+        node, weight = self.node, self.weight
+        if node.op_type == "Conv" or _transposed(node):
+            return weight * columns.reshape(-1, *[1] * (weight.ndim - 1))
+        if node.op_type == "ConvTranspose":
+            groups = node.attributes.get_int("group", 1)
+            grouped = weight.reshape(groups, -1, *weight.shape[1:])
+            shape = (groups, 1, weight.shape[1], *[1] * (weight.ndim - 2))
+            return (grouped * columns.reshape(shape)).reshape(weight.shape)
+        return weight * columns
+
+    def scale_inputs(self, factor: F64) -> F64:
+        """The weight that multiplies each input by factor before its own work; factor [K] or []."""
+        node, weight = self.node, self.weight
+        if factor.ndim == 0:
+            return weight * factor
+        if node.op_type == "ConvTranspose":
+            return weight * factor.reshape(-1, *[1] * (weight.ndim - 1))
+        if node.op_type == "Conv":
+            groups = node.attributes.get_int("group", 1)
+            grouped = weight.reshape(groups, -1, *weight.shape[1:])
+            shape = (groups, 1, weight.shape[1], *[1] * (weight.ndim - 2))
+            return (grouped * factor.reshape(shape)).reshape(weight.shape)
+        return weight * (factor if _transposed(node) else factor[:, None])
+
+    @property
+    def inputs(self) -> int:
+        """Number of input channels K."""
+        node, weight = self.node, self.weight
+        if node.op_type == "Conv":
+            return weight.shape[1] * node.attributes.get_int("group", 1)
+        return weight.shape[1] if _transposed(node) else weight.shape[0]
+
+    def update(self, weight: F64, bias: F64) -> None:
+        """Write new numbers into the node; constants shared with other nodes stay as they are."""
+        node = self.node
+        graph = graph_of(node)
+        old = node.inputs[1]
+        assert old is not None
+        if weight is not self.weight:
+            stem = (old.name or "weight").removesuffix("_folded")
+            node.replace_input_with(1, new_constant(graph, f"{stem}_folded", weight, old))
+        if not self.takes_bias or bias is self.bias:
+            return
+        stem = _bias_stem(node)
+        value = new_constant(graph, f"{stem}_folded", bias, old)
+        if len(node.inputs) < 3:
+            node.resize_inputs(3)
+        node.replace_input_with(2, value)
+        node.attributes.pop("beta", None)
+
+
+def linear(node: ir.Node | None) -> Linear | None:
+    """Read a node as y = W x + b, or None if it is not one or its numbers are not constant."""
+    if node is None or not is_op(node, *LINEAR):
+        return None
+    weight = floats(input_at(node, 1))
+    if weight is None or (node.op_type in ("Gemm", "MatMul") and weight.ndim != 2):
+        return None
+    if node.op_type == "MatMul" and (rank(node.inputs[0]) or 0) < 2:
+        return None
+    channels = _channels(node, weight)
+    bias = _bias(node, channels)
+    return None if bias is None else Linear(node, weight, bias)
+
+
+def _bias(node: ir.Node, channels: int) -> F64 | None:
+    """The bias as [C], or None when it is not constant or (in Gemm) differs from row to row."""
+    if input_at(node, 2) is None:
+        return np.zeros(channels)
+    bias = floats(node.inputs[2])
+    if bias is None or bias.shape not in ((), (1,), (channels,), (1, 1), (1, channels)):
+        return None
+    beta = node.attributes.get_float("beta", 1.0) if node.op_type == "Gemm" else 1.0
+    return np.broadcast_to(bias.reshape(-1), (channels,)) * beta
+
+
+def _channels(node: ir.Node, weight: F64) -> int:
+    if node.op_type == "ConvTranspose":
+        return weight.shape[1] * node.attributes.get_int("group", 1)
+    return weight.shape[0] if node.op_type == "Conv" or _transposed(node) else weight.shape[1]
+
+
+def _transposed(node: ir.Node) -> bool:
+    return node.op_type == "Gemm" and bool(node.attributes.get_int("transB", 0))
+
+
+def _bias_stem(node: ir.Node) -> str:
+    bias = input_at(node, 2)
+    if bias is not None and constant(bias) is not None and bias.name:
+        return bias.name.removesuffix("_folded")
+    weight = node.inputs[1]
+    stem = weight.name if weight is not None and weight.name else node.name or "node"
+    return stem.removesuffix("_folded") + "_bias"

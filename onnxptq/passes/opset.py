@@ -1,0 +1,51 @@
+"""Raise a model to the opset that we write, by onnx's own converter."""
+
+import onnx
+import onnx_ir as ir
+
+from onnxptq.graph import io, skeleton
+
+IR_VERSION = 10  # the first with INT4 and UINT4; goes with opset 21
+
+# The converter reads values of shapes, axes and scales only.
+_STUB_ABOVE_BYTES = 4096
+
+
+def raise_opset(model: ir.Model) -> tuple[ir.Model, str | None]:
+    """Raise the default opset to 21 where it is lower; bodies are converted too.
+
+    Returns:
+        The model (a new one when it was converted), and a note when the converter failed, in which
+        case the model has its old opset.
+    """
+    if io.opset(model) >= io.MAX_OPSET or "" not in model.graph.opset_imports:
+        return model, None
+    before = io.opset(model)
+    proto, stubs = skeleton.take_out(model, _STUB_ABOVE_BYTES)
+    try:
+        converted = onnx.version_converter.convert_version(proto, io.MAX_OPSET)
+    # The converter's C++ errors have no common type of their own.
+    except (RuntimeError, ValueError, onnx.version_converter.ConvertError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else "no reason given"
+        note = f"opset stays at {before}: onnx's converter to {io.MAX_OPSET} failed ({reason})"
+        return model, note
+    converted.ir_version = max(converted.ir_version, IR_VERSION)
+    _restore_ports(proto, converted)
+    return skeleton.put_back(converted, stubs), None
+
+
+def _restore_ports(before: onnx.ModelProto, after: onnx.ModelProto) -> None:
+    """The user's declarations of inputs and outputs stay, whatever the converter inferred."""
+    for old, new in (
+        (before.graph.input, after.graph.input),
+        (before.graph.output, after.graph.output),
+    ):
+        declared = {port.name: port for port in old}
+        for port in new:
+            if port.name in declared:
+                port.CopyFrom(declared[port.name])
+    if not after.graph.name:
+        after.graph.name = before.graph.name
+    after.functions.extend(before.functions[len(after.functions) :])
+    if not after.metadata_props:
+        after.metadata_props.extend(before.metadata_props)

@@ -1,0 +1,119 @@
+"""prepare: from any float model to the form that calibration and rewriting work on."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import onnx_ir as ir
+from onnx_ir.passes.common import InlinePass, RemoveUnusedNodesPass, RemoveUnusedOpsetsPass
+
+from onnxptq.errors import ModelError
+from onnxptq.graph import shapes, verify
+from onnxptq.passes.clip_from_min_max import ClipFromMinMax
+from onnxptq.passes.fix_reshape import FixReshape
+from onnxptq.passes.fold_affine import FoldAffine
+from onnxptq.passes.fold_batch_norm import META_KEY, FoldBatchNorm
+from onnxptq.passes.fold_constants import FoldConstants
+from onnxptq.passes.fold_identity import FoldIdentity
+from onnxptq.passes.fold_pad import FoldPad
+from onnxptq.passes.lift_constants import LiftConstants
+from onnxptq.passes.merge_matmul_bias import MergeMatmulBias
+from onnxptq.passes.names import NameNodes, NameValues
+from onnxptq.passes.norm import Norm
+from onnxptq.passes.opset import raise_opset
+from onnxptq.passes.reduce_mean_to_pool import ReduceMeanToPool
+from onnxptq.passes.simplify import needs_simplifying, simplify
+from onnxptq.passes.sum_to_add import SumToAdd
+
+_FOLDS: tuple[ir.passes.InPlacePass, ...] = (
+    FixReshape(),
+    FoldIdentity(),
+    ClipFromMinMax(),
+    SumToAdd(),
+    FoldPad(),
+    FoldBatchNorm(),
+    MergeMatmulBias(),
+    FoldAffine(),
+    FoldIdentity(),
+    ReduceMeanToPool(),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A model ready to be calibrated.
+
+    Attributes:
+        model: Opset 21 (or the model's own above that); names unique; constants are initializers.
+        norms: The statistics of each folded BatchNormalization, by the name of the node that it
+            was folded into.
+        notes: What did not go as usual, for people to read.
+    """
+
+    model: ir.Model
+    norms: Mapping[str, Norm]
+    notes: tuple[str, ...]
+
+
+def prepare(model: ir.Model, *, simplify_seconds: float = 120.0) -> Prepared:
+    """Clean a float model without changing what it computes or its inputs and outputs.
+
+    Model-local functions are inlined, constants become initializers, names become unique, the opset
+    is raised to 21, shapes are inferred, onnxsim folds what depends on constants only, and our
+    passes fold normalization, padding and arithmetic by constants into the layers. Bodies of If,
+    Loop and Scan are converted to the new opset and otherwise left alone.
+
+    Args:
+        model: The float model; it is not changed.
+        simplify_seconds: Time limit for onnxsim, which runs in a process of its own.
+
+    Raises:
+        ModelError: The model is not valid, or has a BatchNormalization in training mode.
+    """
+    notes: list[str] = []
+    model = _inlined(model.clone())
+    _name(model)
+    model, note = raise_opset(model)
+    notes += [note] if note else []
+    _name(model)
+    FoldConstants()(model)
+    shapes.infer(model)
+    if FixReshape()(model).modified:
+        RemoveUnusedNodesPass()(model)
+    if needs_simplifying(model):
+        model, note = simplify(model, simplify_seconds)
+        notes += [note] if note else []
+        _name(model)
+        shapes.infer(model)
+    for fold in _FOLDS:
+        if fold(model).modified:
+            shapes.infer(model)
+    RemoveUnusedNodesPass()(model)
+    RemoveUnusedOpsetsPass()(model)
+    _name(model)
+    verify.check(model)
+    return Prepared(model, MappingProxyType(_norms(model)), tuple(notes))
+
+
+def _inlined(model: ir.Model) -> ir.Model:
+    if not model.functions:
+        return model
+    try:
+        InlinePass()(model)
+    except (ValueError, ir.passes.PassError, ir.passes.InvariantError) as error:
+        cause = error.__cause__ or error
+        raise ModelError(f"model-local functions cannot be inlined: {cause}") from error
+    return model
+
+
+def _name(model: ir.Model) -> None:
+    for rename in (LiftConstants(), NameNodes(), NameValues()):
+        rename(model)
+
+
+def _norms(model: ir.Model) -> dict[str, Norm]:
+    return {
+        node.name: node.meta[META_KEY]
+        for node in model.graph
+        if node.name and META_KEY in node.meta
+    }
