@@ -178,7 +178,7 @@ def _check_runtime(reader: object, providers: Sequence[str] | None, cache: objec
         )
     if cache is not None:
         raise SpecError(
-            "calibration_cache_path is not supported: the ranges of onnxruntime's cache do not carry"
+            "calibration_cache_path is not supported: onnxruntime's cache holds ranges, not"
             " histograms; onnxptq.quantize(..., stats=FILE) keeps calibration between runs"
         )
 
@@ -214,7 +214,7 @@ def _method(calibrate_method: Named | str, extra_options: Mapping[str, Any]) -> 
                 f"extra option {option}={value!r} is not supported: {_NEUTRAL[option].why}"
             )
     if name == "Percentile" and percentile is not None:
-        return f"percentile{{percentile={float(percentile)}}}"
+        return f"percentile{{percent={float(percentile)}}}"
     return _METHODS[name]
 
 

@@ -34,7 +34,7 @@ Preprocess = Annotated[
     ),
 ]
 Samples = Annotated[
-    int | None, typer.Option(metavar="N", min=1, help="Use the first N samples. Default: all.")
+    int | None, typer.Option(metavar="N", min=1, help="Use N samples. Default: all.")
 ]
 BatchSize = Annotated[
     int, typer.Option(metavar="N", min=1, help="Samples fed at a time; more needs more memory.")
