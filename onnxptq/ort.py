@@ -11,6 +11,7 @@ import numpy.typing as npt
 import onnx
 import onnx_ir as ir
 import onnxruntime
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from onnxptq.errors import ModelError
 from onnxptq.graph import io
@@ -144,6 +145,19 @@ def with_outputs(model: ir.Model, names: Iterable[str]) -> ir.Model:
     for name in wanted:
         tapped.graph.outputs.append(values[name])
     return tapped
+
+
+def constants(model: ir.Model, names: Iterable[str]) -> dict[str, Array]:
+    """Values that depend on initializers only, computed by onnxruntime."""
+    wanted = list(names)
+    computed = model.clone()
+    graph = computed.graph
+    values = {value.name: value for node in graph for value in node.outputs}
+    graph.outputs.clear()
+    graph.outputs.extend(values[name] for name in wanted)
+    RemoveUnusedNodesPass()(computed)
+    graph.inputs.clear()
+    return session(computed, threads=1).run({}, wanted)
 
 
 def _port(argument: Any) -> Port:

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxptq.errors import SpecError
-from onnxptq.quant import F32, QParams, QuantSpec
+from onnxptq.quant import F32, I32, QParams, QuantSpec
 
 IntArray = npt.NDArray[np.integer]
 FORMAT = "onnxptq.recipe/1"
@@ -183,31 +183,45 @@ def _step_to_dict(step: Step) -> dict[str, Any]:
     return {"method": step.method, "seed": step.seed, "numbers": dict(sorted(step.numbers.items()))}
 
 
-def _tensor_to_dict(tensor: TensorQuant) -> dict[str, Any]:
-    params, spec = tensor.params, tensor.params.spec
+def describe(tensor: TensorQuant) -> dict[str, Any]:
+    """Everything about a decision but its scale and zero point, which a QDQ file holds as tensors."""
+    spec = tensor.params.spec
     return {
+        "value": tensor.value,
         "role": str(tensor.role),
         "bits": spec.bits,
         "signed": spec.signed,
         "axis": spec.axis,
-        "scale": _floats(params.scale),
-        "zero_point": _ints(params.zero_point),
-        "code_lo": _ints(params.code_lo),
+        "code_lo": _ints(tensor.params.code_lo),
         "tied_to": tensor.tied_to,
         "set_by": tensor.set_by,
     }
 
 
-def _tensor_from_dict(name: str, entry: Mapping[str, Any]) -> TensorQuant:
+def from_description(entry: Mapping[str, Any], scale: F32, zero_point: I32) -> TensorQuant:
+    """The decision that `describe` described, with the two tensors it left out."""
     spec = QuantSpec(bits=entry["bits"], signed=entry["signed"], axis=entry["axis"])
-    scale = np.asarray(entry["scale"], np.float32)
-    params = QParams(
-        spec,
-        scale,
-        np.broadcast_to(np.asarray(entry["zero_point"], np.int32), scale.shape).copy(),
-        np.broadcast_to(np.asarray(entry["code_lo"], np.int32), scale.shape).copy(),
+    params = QParams(spec, scale, _like(zero_point, scale), _like(entry["code_lo"], scale))
+    return TensorQuant(
+        entry["value"], Role(entry["role"]), params, entry["tied_to"], entry["set_by"]
     )
-    return TensorQuant(name, Role(entry["role"]), params, entry["tied_to"], entry["set_by"])
+
+
+def _like(values: npt.ArrayLike, scale: F32) -> I32:
+    return np.broadcast_to(np.asarray(values, np.int32), scale.shape).copy()
+
+
+def _tensor_to_dict(tensor: TensorQuant) -> dict[str, Any]:
+    numbers = {
+        "scale": _floats(tensor.params.scale),
+        "zero_point": _ints(tensor.params.zero_point),
+    }
+    return {**numbers, **describe(tensor)}
+
+
+def _tensor_from_dict(name: str, entry: Mapping[str, Any]) -> TensorQuant:
+    scale = np.asarray(entry["scale"], np.float32)
+    return from_description({**entry, "value": name}, scale, _like(entry["zero_point"], scale))
 
 
 def _floats(values: F32) -> Any:

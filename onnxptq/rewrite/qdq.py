@@ -13,7 +13,7 @@ from onnxptq.graph.io import digest
 from onnxptq.ops.nodes import constant, is_constant, scalar
 from onnxptq.ops.op import Fusion
 from onnxptq.quant import QParams
-from onnxptq.recipe import Recipe
+from onnxptq.recipe import Recipe, describe
 from onnxptq.rewrite.clamps import Clamp, clamp_of
 from onnxptq.rewrite.place import Layout, lay_out, regions_of
 from onnxptq.rewrite.regions import activation_inputs, bias_of, record, weight_of
@@ -23,7 +23,9 @@ from onnxptq.rewrite.weights import bias_codes, weight_codes
 FLOAT_NODES_KEY = "onnxptq.float_nodes"
 DIGEST_KEY = "onnxptq.model_digest"
 STEPS_KEY = "onnxptq.methods"
+TENSOR_KEY = "onnxptq.tensor"
 CLAMP_KEY = "onnxptq.clamp"
+PAD_KEY = "onnxptq.pad_value"
 INT2_OPSET, INT2_IR_VERSION = 25, 13  # onnx PR 7446
 GUARD_KEY = "onnxptq.guard"
 
@@ -195,6 +197,8 @@ class _Writer:
         inputs: list[ir.Value | None] = [codes, node.inputs[1], fill, *node.inputs[3:]]
         padded = ir.node("Pad", inputs, dict(node.attributes), outputs=[output], name=node.name)
         padded.metadata_props.update(node.metadata_props)
+        if len(node.inputs) > 2 and node.inputs[2] is not None:
+            padded.metadata_props[PAD_KEY] = json.dumps([node.inputs[2].name, value])
         self._insert_after(codes, padded)
         self._codes[name] = output
 
@@ -208,6 +212,7 @@ class _Writer:
             outputs=[real],
             name=f"{name}_DequantizeLinear",
         )
+        node.metadata_props[TENSOR_KEY] = json.dumps(describe(self._recipe.tensors[name]))
         self._insert_after(codes, node)
         self._real[name] = real
         self._names[id(real)] = name
@@ -253,6 +258,9 @@ class _Writer:
             self._insert_first(nodes)
             inputs = (stored, *self._parameters(str(weight.name), entry.params))
             real = self._dequantized(str(weight.name), inputs, entry.params.spec.axis)
+            dequantize = real.producer()
+            assert dequantize is not None
+            dequantize.metadata_props[TENSOR_KEY] = json.dumps(describe(entry))
             self._written[str(weight.name)] = real
         op = record(layer)
         assert op is not None
@@ -355,7 +363,8 @@ class _Writer:
     def _sign(self) -> None:
         """Leave the provenance in the file: of which model, by which methods, what is in float."""
         props = self._model.metadata_props
-        props[DIGEST_KEY] = self._recipe.model_digest
+        # A model that `strip` made keeps the digest of the float model it stands for.
+        props.setdefault(DIGEST_KEY, self._recipe.model_digest)
         props[STEPS_KEY] = ",".join(step.method for step in self._recipe.steps)
         reasons = dict(sorted(self._recipe.float_nodes.items()))
         props[FLOAT_NODES_KEY] = json.dumps(reasons)
@@ -390,14 +399,12 @@ def _code_of(real: float, params: QParams) -> int:
 
 def _clamp_text(node: ir.Node, limits: Clamp) -> str:
     """What `strip` needs to put a Relu or Clip back."""
-    source = node.inputs[0]
-    assert source is not None
-    return json.dumps(
-        {
-            "op": node.op_type,
-            "node": node.name,
-            "input": source.name,
-            "lo": limits.lo,
-            "hi": limits.hi,
-        }
-    )
+    bounds = [value.name if value is not None else None for value in node.inputs[1:3]]
+    entry = {
+        "op": node.op_type,
+        "node": node.name,
+        "lo": limits.lo,
+        "hi": limits.hi,
+        "bounds": bounds + [None] * (2 - len(bounds)),
+    }
+    return json.dumps(entry)

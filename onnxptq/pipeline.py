@@ -1,0 +1,137 @@
+"""quantize: from a float model to a quantized one, step by step. Read this first."""
+
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+
+from onnxptq import methods, ort, passes
+from onnxptq.calibrate.progress import Progress, Silent
+from onnxptq.calibrate.run import CollectOptions, collect
+from onnxptq.calibrate.source import Data
+from onnxptq.calibrate.stats import Stats
+from onnxptq.errors import CalibrationError, ModelError
+from onnxptq.graph import io
+from onnxptq.methods.method import Context
+from onnxptq.recipe import Recipe
+from onnxptq.report.inputs import PREPROCESS_KEY, DataOptions, open_for
+from onnxptq.report.layers import layer_rows
+from onnxptq.report.rows import QuantizeReport
+from onnxptq.report.totals import totals
+from onnxptq.rewrite.place import place
+from onnxptq.rewrite.qdq import insert_qdq
+from onnxptq.rewrite.weights import fit_scales
+from onnxptq.settings import Settings
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """What `quantize` returns.
+
+    Attributes:
+        model: The quantized model.
+        recipe: Every decision that was taken; saved, it reproduces the same bytes.
+        report: Sizes, time, and each layer's share of the error.
+        notes: What did not go as usual, for people to read.
+    """
+
+    model: ir.Model
+    recipe: Recipe
+    report: QuantizeReport
+    notes: tuple[str, ...] = ()
+
+    def save(self, path: str | Path) -> None:
+        """Write the model; an existing file is replaced only by a complete one."""
+        io.save(self.model, Path(path))
+
+
+def quantize(
+    model: str | Path | onnx.ModelProto,
+    data: object = None,
+    *,
+    progress: Progress | None = None,
+    **options: Any,
+) -> Quantized:
+    """Quantize a float model so that stock onnxruntime runs it in its integer kernels.
+
+    Args:
+        model: A float `.onnx` file, or the message itself.
+        data: Calibration data in any form of `calibrate.data.open_data`; not needed with a recipe.
+        progress: Where to report progress to.
+        **options: Fields of `Settings`.
+
+    Raises:
+        ModelError: The model cannot be read or is quantized already.
+        CalibrationError: The data do not fit, or give no usable range.
+        SpecError: An option does not exist or is malformed.
+    """
+    started = time.perf_counter()
+    settings, progress = Settings.of(options), progress or Silent()
+    source = _load(model)
+    prepared = passes.prepare(source)
+    samples: Data | None = None
+    if settings.recipe is not None:
+        recipe = Recipe.load(settings.recipe)
+    else:
+        feeds = _open(source, prepared.model, data, settings)
+        recipe = place(prepared.model, settings.placing())
+        stats = _calibrate(prepared.model, recipe, feeds, settings, progress)
+        context = Context(
+            prepared.model, stats, norms=prepared.norms, seed=settings.seed, progress=progress
+        )
+        recipe = methods.apply(recipe, settings.methods(), context)
+        recipe = fit_scales(prepared.model, methods.apply_defaults(recipe, context))
+        samples = feeds.take(settings.report_samples) if settings.report_samples else None
+    quantized = insert_qdq(prepared.model, recipe, settings.layout())
+    _remember_preprocess(quantized, source, settings)
+    batches = samples.batches(1) if samples else ()
+    rows = layer_rows(prepared.model, quantized, recipe, batches)
+    report = totals(source, prepared.model, quantized, recipe, rows)
+    report = replace(report, seconds=time.perf_counter() - started)
+    return Quantized(quantized, recipe, report, prepared.notes)
+
+
+def _load(model: str | Path | onnx.ModelProto) -> ir.Model:
+    named = not isinstance(model, onnx.ModelProto)
+    source = io.load(Path(model)) if named else io.from_proto(model, "the model")
+    found = passes.find_quantized(source)
+    if found:
+        raise ModelError(
+            f"{model if named else 'the model'}: already quantized (node {found[0]!r} and "
+            f"{len(found) - 1} more); quantize the float model it was made from"
+        )
+    return source
+
+
+def _open(source: ir.Model, model: ir.Model, data: object, settings: Settings) -> Data:
+    if data is None:
+        raise CalibrationError("no calibration data: give data, or a recipe to take ranges from")
+    inputs = ort.session(model).inputs
+    options = DataOptions(settings.preprocess, settings.samples)
+    return open_for(source, inputs, data, options)
+
+
+def _calibrate(
+    model: ir.Model, recipe: Recipe, data: Data, settings: Settings, progress: Progress
+) -> Stats:
+    values = [tensor.value for tensor in recipe.activations()]
+    inputs = {value.name for value in model.graph.inputs}
+    taps = [value for value in values if value not in inputs]
+    session = ort.session(ort.with_outputs(model, taps))
+    options = CollectOptions(
+        batch_size=settings.batch_size,
+        model_digest=recipe.model_digest,
+        checkpoint=settings.stats,
+        jobs=settings.jobs,
+        progress=progress,
+    )
+    return collect(lambda batch: session.run(batch, taps), data, values, options)
+
+
+def _remember_preprocess(quantized: ir.Model, source: ir.Model, settings: Settings) -> None:
+    text = settings.preprocess or source.metadata_props.get(PREPROCESS_KEY)
+    if text:
+        quantized.metadata_props[PREPROCESS_KEY] = text

@@ -1,0 +1,59 @@
+"""The figures of one quantization: sizes, bits, memory, and what onnxruntime left in float."""
+
+import resource
+import sys
+
+import onnx_ir as ir
+
+from onnxptq.graph.skeleton import size_bytes
+from onnxptq.ops.nodes import constant
+from onnxptq.recipe import Recipe
+from onnxptq.report.rows import LayerRow, QuantizeReport
+from onnxptq.runtime.lint import lint
+
+
+def totals(
+    source: ir.Model,
+    prepared: ir.Model,
+    quantized: ir.Model,
+    recipe: Recipe,
+    rows: tuple[LayerRow, ...],
+) -> QuantizeReport:
+    """Measure a quantized model; `seconds` is left at 0 for the caller.
+
+    Args:
+        source: The float model as it came.
+        prepared: The float model that the recipe was made for.
+        quantized: The result, which is loaded in onnxruntime to see what it runs.
+        recipe: The decisions.
+        rows: One row a layer.
+
+    Raises:
+        ModelError: onnxruntime refuses the quantized model.
+    """
+    return QuantizeReport(
+        seconds=0.0,
+        peak_rss_mb=peak_rss_mb(),
+        bytes_float=size_bytes(source),
+        bytes_quantized=size_bytes(quantized),
+        average_weight_bits=average_weight_bits(prepared, recipe),
+        layers=rows,
+        float_nodes=lint(quantized).float_nodes,
+    )
+
+
+def average_weight_bits(model: ir.Model, recipe: Recipe) -> float:
+    """Nominal bits of the quantized weights, averaged over their elements; 32 if there are none."""
+    bits = elements = 0
+    for tensor in recipe.weights():
+        array = constant(model.graph.initializers[tensor.value])
+        size = 0 if array is None else array.size
+        bits += size * tensor.params.spec.bits
+        elements += size
+    return bits / elements if elements else 32.0
+
+
+def peak_rss_mb() -> float:
+    """The highest resident memory of this process so far, in 10^6 bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
