@@ -1,74 +1,44 @@
 """The commands, each a thin call into the package.
 
-Exit codes: 0 success, 1 the answer is no, 2 bad input (one message on standard error), 130 interrupted.
+Exit codes: 0 success, 1 the answer is no, 2 bad input (one message on standard error),
+130 interrupted.
 """
 
 import errno
+import io as io_module
+import json as jsonlib
+import shlex
+import shutil
 import sys
-from enum import StrEnum
+from contextlib import nullcontext, redirect_stdout
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from onnxptq import __version__
-from onnxptq.errors import OnnxptqError
+from onnxptq import __version__, flags
+from onnxptq.errors import ModelError, OnnxptqError, SpecError
 from onnxptq.report import terminal
 from onnxptq.report.terminal import Output
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells count
+DEMO_SAMPLES = 256
+INTERRUPTED = (
+    "interrupted; files that existed are as they were. With --stats FILE, calibration goes on from"
+    " its last checkpoint when the same command is run again"
+)
 
 app = typer.Typer(
     name="onnxptq",
-    help="Quantize ONNX models to 2 to 8 bits a layer, in the layout that onnxruntime runs in integers.",
+    help="Quantize ONNX models to 2 to 8 bits a layer, as onnxruntime runs them in integers.",
     no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-
-
-class Storage(StrEnum):
-    """How codes below 8 bits lie in the file."""
-
-    PACKED = "packed"
-    INT8 = "int8"
-
-
-Json = Annotated[
-    str | None,
-    typer.Option("--json", metavar="FILE", help="Write the answer as JSON; - for standard output."),
-]
-Data = Annotated[
-    str,
-    typer.Option(
-        metavar="DATA",
-        help="An .npz, a folder of images, or a folder of ONNX test_data_set_* folders.",
-    ),
-]
-Preprocess = Annotated[
-    str | None,
-    typer.Option(
-        metavar="TEXT",
-        help="A name from models/zoo.toml, or resize=256,crop=224,mean=127,std=128,layout=NCHW."
-        " Default: what is stored in the model.",
-    ),
-]
-Samples = Annotated[
-    int | None, typer.Option(metavar="N", min=1, help="Use the first N samples. Default: all.")
-]
-BatchSize = Annotated[
-    int, typer.Option(metavar="N", min=1, help="Samples fed at a time; more needs more memory.")
-]
-TargetOrt = Annotated[
-    str | None,
-    typer.Option(
-        metavar="VERSION", help="The onnxruntime the file is for. Default: the installed."
-    ),
-]
-Reference = Annotated[
-    Path | None, typer.Option(metavar="F.onnx", help="The float model to compare with.")
-]
 
 
 def main() -> None:
@@ -83,14 +53,11 @@ def run(arguments: list[str]) -> int:
         The exit code.
     """
     try:
-        return int(app(arguments, standalone_mode=False) or 0)
+        return int(app(arguments, prog_name="onnxptq", standalone_mode=False) or 0)
     except OnnxptqError as error:
         terminal.complain(str(error))
     except (typer.Abort, KeyboardInterrupt):
-        terminal.complain(
-            "interrupted; output files are untouched. With --stats FILE, calibration goes on from "
-            "its last checkpoint when the same command is run again"
-        )
+        terminal.complain(INTERRUPTED)
         return EXIT_INTERRUPTED
     except MemoryError:
         terminal.complain("out of memory; use a smaller --batch-size or fewer --samples")
@@ -98,9 +65,10 @@ def run(arguments: list[str]) -> int:
         terminal.complain(_os_message(error))
     except Exception as error:
         # typer carries a copy of click, so that the class of usage errors has no public name.
-        if not hasattr(error, "format_message"):
+        message = getattr(error, "format_message", None)
+        if message is None:
             raise
-        terminal.complain(f"{error.format_message()} (see onnxptq --help)")
+        terminal.complain(f"{message().rstrip('.')}; see onnxptq --help")
     return EXIT_BAD_INPUT
 
 
@@ -128,105 +96,74 @@ def _options(
 
 @app.command()
 def quantize(
-    model: Annotated[Path, typer.Argument(metavar="M.onnx", help="The float model.")],
-    output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="Q.onnx", help="The file to write.")
-    ],
-    data: Data,
-    bits: Annotated[
-        str, typer.Option(metavar="wXaY", help="Bits of weights and activations, 2 to 8 each.")
-    ] = "w8a8",
-    method: Annotated[
-        str | None,
-        typer.Option("--method", "-m", metavar="SPEC", help='Such as "mse{p=2.4}" or "minmax".'),
-    ] = None,
-    recipe: Annotated[
-        Path | None,
-        typer.Option(metavar="F", help="Take all decisions from this recipe; no calibration."),
-    ] = None,
-    save_recipe: Annotated[
-        Path | None, typer.Option(metavar="F", help="Write the decisions, to edit or repeat them.")
-    ] = None,
-    layer_bits: Annotated[
-        list[str] | None,
-        typer.Option(metavar="PATTERN=wXaY", help="Other bits for nodes or operators; repeatable."),
-    ] = None,
-    float_: Annotated[
-        list[str] | None,
-        typer.Option("--float", metavar="PATTERN", help="Nodes or operators to leave in float."),
-    ] = None,
-    keep_first_last: Annotated[
-        bool, typer.Option(help="Keep 8 bits at the network's two ends.")
-    ] = True,
-    second_input_8: Annotated[
-        bool, typer.Option("--second-input-8", help="Keep 8 bits at the second layer's input too.")
-    ] = False,
-    storage: Annotated[
-        Storage, typer.Option(help="packed: a 3-bit weight takes 3 bits. int8: plain int8 codes.")
-    ] = Storage.PACKED,
-    target_ort: TargetOrt = None,
-    preprocess: Preprocess = None,
-    samples: Samples = None,
-    batch_size: BatchSize = 8,
-    stats: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="F", help="Keep calibration here: an interrupted run goes on from it."
-        ),
-    ] = None,
-    jobs: Annotated[int, typer.Option(metavar="N", min=1, help="Processes to work with.")] = 1,
-    seed: Annotated[int, typer.Option(metavar="N", help="Same seed, same bytes.")] = 0,
-    report: Annotated[
-        Path | None, typer.Option(metavar="F.html", help="Write a page of plots and tables.")
-    ] = None,
-    json: Json = None,
+    model: flags.FloatModel,
+    output: flags.OutputModel,
+    data: flags.Data,
+    bits: flags.Bits = "w8a8",
+    method: flags.Method = None,
+    recipe: flags.RecipeIn = None,
+    save_recipe: flags.RecipeOut = None,
+    layer_bits: flags.LayerBits = None,
+    float_: flags.Float = None,
+    keep_first_last: flags.KeepFirstLast = True,
+    second_input_8: flags.SecondInput8 = False,
+    storage: flags.StorageFlag = flags.Storage.PACKED,
+    target_ort: flags.TargetOrt = None,
+    preprocess: flags.Preprocess = None,
+    samples: flags.Samples = None,
+    batch_size: flags.BatchSize = 8,
+    stats: flags.Stats = None,
+    jobs: flags.Jobs = 1,
+    seed: flags.Seed = 0,
+    report_: flags.Report = None,
+    json: flags.Json = None,
 ) -> None:
     """Write a quantized model that onnxruntime runs in its integer kernels."""
     from onnxptq import pipeline
+    from onnxptq.calibrate.progress import Bar
     from onnxptq.graph import io
 
     answer = Output(json)
     answer.check()
-    for path in (output, save_recipe, report):
+    for path in (output, save_recipe, report_):
         if path is not None:
             io.writable(path)
-    with terminal.progress_bars() as bars:
-        result = pipeline.quantize(
-            model,
-            data,
-            bits=bits,
-            method=method,
-            recipe=recipe,
-            layer_bits=tuple(layer_bits or ()),
-            float_patterns=tuple(float_ or ()),
-            keep_first_last=keep_first_last,
-            second_input_8=second_input_8,
-            storage=storage.value,
-            target_ort=target_ort,
-            preprocess=preprocess,
-            samples=samples,
-            batch_size=batch_size,
-            stats=stats,
-            jobs=jobs,
-            seed=seed,
-            progress=bars,
-        )
+    result = pipeline.quantize(
+        model,
+        data,
+        bits=bits,
+        method=method,
+        recipe=recipe,
+        layer_bits=tuple(layer_bits or ()),
+        float_patterns=tuple(float_ or ()),
+        keep_first_last=keep_first_last,
+        second_input_8=second_input_8,
+        storage=storage.value,
+        target_ort=target_ort,
+        preprocess=preprocess,
+        samples=samples,
+        batch_size=batch_size,
+        stats=stats,
+        jobs=jobs,
+        seed=seed,
+        progress=Bar(),
+    )
     result.save(output)
     if save_recipe is not None:
         io.write_atomically(save_recipe, result.recipe.to_json().encode())
-    if report is not None:
-        from onnxptq.report import page_of
+    if report_ is not None:
+        from onnxptq.report.pages import quantized_page
 
-        io.write_atomically(report, page_of.quantized(model, output, result.report).encode())
-    answer.say(*summary.quantized(output, result.report))
+        io.write_atomically(report_, quantized_page(output, result.report).encode())
+    answer.say(*terminal.quantized(result.report))
     answer.answer(asdict(result.report))
 
 
 @app.command()
 def lint(
-    model: Annotated[Path, typer.Argument(metavar="Q.onnx")],
-    target_ort: TargetOrt = None,
-    json: Json = None,
+    model: flags.QuantizedModel,
+    target_ort: flags.TargetOrt = None,
+    json: flags.Json = None,
 ) -> None:
     """Show which nodes onnxruntime runs in integers, which in float, and why."""
     from onnxptq.runtime import lint as linter
@@ -234,27 +171,130 @@ def lint(
     answer = Output(json)
     answer.check()
     result = linter.lint(model, target_ort)
-    answer.say(*summary.linted(result))
+    risk = ", ".join(result.saturation_risk) or "none"
+    counts = {"integer nodes": str(len(result.integer_nodes)), "saturation risk": risk}
+    answer.say(terminal.facts(counts), terminal.float_nodes(result.float_nodes))
     answer.answer(asdict(result))
 
 
 @app.command()
 def evaluate(
-    model: Annotated[Path, typer.Argument(metavar="M.onnx", help="Float or quantized.")],
-    data: Data,
-    reference: Reference = None,
-    samples: Samples = None,
-    preprocess: Preprocess = None,
-    batch_size: BatchSize = 8,
-    json: Json = None,
+    model: flags.AnyModel,
+    data: flags.Data,
+    reference: flags.Reference = None,
+    samples: flags.Samples = None,
+    preprocess: flags.Preprocess = None,
+    batch_size: flags.BatchSize = 8,
+    json: flags.Json = None,
 ) -> None:
     """Measure accuracy, and agreement with a float model."""
+    from onnxptq.calibrate.progress import Bar
     from onnxptq.report.evaluate import evaluate_file
+    from onnxptq.report.inputs import DataOptions
 
     answer = Output(json)
     answer.check()
-    with terminal.progress_bars() as bars:
-        options = DataOptions(preprocess, samples, batch_size)
-        result = evaluate_file(model, data, reference, options, bars)
+    options = DataOptions(preprocess, samples, batch_size)
+    result = evaluate_file(model, data, reference, options, Bar())
     answer.say(terminal.evaluation(result))
     answer.answer(asdict(result))
+
+
+@app.command()
+def report(
+    model: flags.QuantizedModel,
+    output: flags.OutputPage,
+    data: flags.Data,
+    reference: flags.Reference = None,
+    samples: flags.Samples = 16,
+    preprocess: flags.Preprocess = None,
+    batch_size: flags.BatchSize = 8,
+    json: flags.Json = None,
+) -> None:
+    """Write a page of plots and tables, layer by layer."""
+    from onnxptq.calibrate.progress import Bar
+    from onnxptq.graph import io
+    from onnxptq.report import pages
+    from onnxptq.report.inputs import DataOptions
+
+    answer = Output(json)
+    answer.check()
+    io.writable(output)
+    options = DataOptions(preprocess, samples, batch_size)
+    result = pages.measure_file(model, data, reference, options, Bar())
+    io.write_atomically(output, pages.file_page(model, reference, result).encode())
+    answer.say(terminal.worst_layers(result.layers), f"wrote {output}")
+    answer.answer(asdict(result))
+
+
+@app.command()
+def export(
+    source: flags.Source,
+    output: flags.OutputModel,
+    weights: flags.Weights = None,
+    input_: flags.InputShape = "1x3x224x224",
+    opset: flags.Opset = 21,
+    json: flags.Json = None,
+) -> None:
+    """Write a torch module as ONNX, and check that both compute the same."""
+    from onnxptq.export import torch_onnx
+    from onnxptq.graph import io
+
+    answer = Output(json)
+    answer.check()
+    io.writable(output)
+    result = torch_onnx.export(source, output, weights, _shape(input_), opset)
+    answer.say(
+        f"wrote {output}: {result.nodes} nodes, at most {result.max_abs_diff:.3g} from torch"
+    )
+    answer.answer({"nodes": result.nodes, "max_abs_diff": result.max_abs_diff})
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    """The sides of "1x3x224x224"."""
+    sides = text.split("x")
+    if not all(side.isascii() and side.isdigit() and int(side) > 0 for side in sides):
+        raise SpecError(f"--input {text!r}: expected sizes like 1x3x224x224")
+    return tuple(int(side) for side in sides)
+
+
+@app.command()
+def demo(
+    out: flags.OutputFolder = Path("onnxptq-demo"),
+    json: flags.Json = None,
+) -> None:
+    """Quantize a small network that comes with the package, and show what became of it."""
+    import numpy as np
+
+    from onnxptq import demo_data
+
+    answer = Output(json)
+    answer.check()
+    calibration, images, labels = demo_data.load()
+    model, calib, test = out / "digits.onnx", out / "calib.npz", out / "test.npz"
+    quantized, page = out / "digits.w8a8.onnx", out / "report.html"
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ModelError(f"--out {out}: cannot make the folder ({error.strerror})") from error
+    shutil.copyfile(demo_data.model_path(), model)
+    np.savez(calib, allow_pickle=False, **{demo_data.INPUT_NAME: calibration[:DEMO_SAMPLES]})
+    np.savez(test, allow_pickle=False, **{demo_data.INPUT_NAME: images, "y": labels})
+    steps: dict[str, list[str | Path]] = {
+        "quantize": ["quantize", model, "-o", quantized, "--data", calib, "--report", page],
+        "lint": ["lint", quantized],
+        "evaluate": ["evaluate", quantized, "--data", test, "--reference", model],
+    }
+    answers = {name: _demo_step(name, step, out, answer) for name, step in steps.items()}
+    answer.say("", f"the report: {page}")
+    answer.answer(answers)
+
+
+def _demo_step(name: str, step: list[str | Path], out: Path, answer: Output) -> Any:
+    """Run one command as a user would type it; returns its JSON."""
+    words = [str(word) for word in step]
+    answer.say("", f"$ onnxptq {shlex.join(words)}")
+    told = out / f"{name}.json"
+    with redirect_stdout(io_module.StringIO()) if answer.json == "-" else nullcontext():
+        app([*words, "--json", str(told)], prog_name="onnxptq", standalone_mode=False)
+    return jsonlib.loads(told.read_text(encoding="utf-8"))

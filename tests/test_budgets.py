@@ -35,15 +35,13 @@ BLOCKS = (ast.If, ast.For, ast.While, ast.With, ast.Try, ast.Match, ast.AsyncFor
 
 
 def python_files(*folders: str) -> list[Path]:
-    """Our files in these folders; the link onnxptq/kernels is not walked, its target is named."""
-    found: set[Path] = set()
-    for folder in folders:
-        found.update(
-            path
-            for path in (ROOT / folder).rglob("*.py")
-            if not path.is_relative_to(ROOT / "onnxptq" / "kernels")
-        )
-    return sorted(found)
+    """Our files in these folders; links are not walked, since their targets are named."""
+    return sorted(
+        path
+        for folder in folders
+        for path in (ROOT / folder).rglob("*.py")
+        if not any((ROOT / part).is_symlink() for part in path.relative_to(ROOT).parents)
+    )
 
 
 def name_of(path: Path) -> str:

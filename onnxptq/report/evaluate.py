@@ -13,7 +13,8 @@ from onnxptq.calibrate.source import Data
 from onnxptq.errors import CalibrationError, ModelError
 from onnxptq.graph import io
 from onnxptq.report.inputs import DataOptions, open_for
-from onnxptq.report.measure import Evaluation, Tally
+from onnxptq.report.measure import Tally
+from onnxptq.report.rows import Evaluation
 
 Array = npt.NDArray[Any]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from importlib import resources
 
 from onnxptq.report import plots
-from onnxptq.report.measure import EQUAL_DB, FloatRow, LayerRow
+from onnxptq.report.rows import EQUAL_DB, FloatRow, LayerRow
 
 _FULL_BAR_DB = 60.0  # a layer this good needs no attention; its bar is full
 

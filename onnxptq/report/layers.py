@@ -10,7 +10,8 @@ import onnx_ir as ir
 
 from onnxptq import ort
 from onnxptq.recipe import Recipe, Role
-from onnxptq.report.measure import Closeness, LayerRow
+from onnxptq.report.measure import Closeness
+from onnxptq.report.rows import LayerRow
 
 _CHAIN_LIMIT = 4  # QuantizeLinear, Clip on the codes, DequantizeLinear: more is not our layout
 

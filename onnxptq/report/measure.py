@@ -1,126 +1,21 @@
-"""What a quantized model lost: sums over batches, and the rows that terminal and HTML show."""
+"""What a quantized model lost, as sums over batches: SQNR, cosine, accuracy, divergence."""
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from onnxptq.report.rows import EQUAL_DB, Evaluation
+
 Array = npt.NDArray[Any]
 F64 = npt.NDArray[np.float64]
-
-EQUAL_DB = 200.0
-"""SQNR reported for equal tensors, whose true value is infinite and has no spelling in JSON."""
 
 _PROBABILITY_TOLERANCE = (
     1e-3  # rows of a float32 softmax add up to 1 within 1e-6; float16 within 1e-3
 )
-
-
-@dataclass(frozen=True, slots=True)
-class LayerRow:
-    """One quantized node.
-
-    Attributes:
-        node: Its name.
-        op: Its ONNX operator.
-        w_bits: Width of its weight's codes; None without a quantized weight.
-        a_bits: Width of the codes it reads; None if its first input is in float.
-        sqnr_db: Signal to quantization noise of its output, errors of earlier layers included; None
-            if it was not measured.
-        cosine: Cosine similarity of the same two tensors.
-        set_by: Text of the methods that chose its ranges.
-        weight_bytes: Its weight as codes of `w_bits`; 0 without.
-        weight_bytes_float: Its weight in the float model.
-    """
-
-    node: str
-    op: str
-    w_bits: int | None
-    a_bits: int | None
-    sqnr_db: float | None
-    cosine: float | None
-    set_by: str
-    weight_bytes: int = 0
-    weight_bytes_float: int = 0
-
-
-class FloatRow(Protocol):
-    """One node that stays in float, and why; `runtime.lint.FloatNode` is one."""
-
-    @property
-    def node(self) -> str:
-        """Its name."""
-        ...
-
-    @property
-    def op(self) -> str:
-        """Its ONNX operator."""
-        ...
-
-    @property
-    def why(self) -> str:
-        """The reason."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class QuantizeReport:
-    """What `quantize` did; its fields are the keys of the command's JSON.
-
-    Attributes:
-        seconds: Wall-clock time of the whole run.
-        peak_rss_mb: Highest resident memory of the process, in 10^6 bytes.
-        bytes_float: Size of the float file.
-        bytes_quantized: Size of the quantized file.
-        average_weight_bits: Nominal bits of the quantized weights, averaged over their elements.
-        layers: One row a quantized node, in graph order.
-        float_nodes: The nodes left in float, and why.
-    """
-
-    seconds: float
-    peak_rss_mb: float
-    bytes_float: int
-    bytes_quantized: int
-    average_weight_bits: float
-    layers: tuple[LayerRow, ...]
-    float_nodes: tuple[FloatRow, ...]
-
-    def summary(self) -> dict[str, str]:
-        """The figures with labels and units, for terminal and page."""
-        ratio = self.bytes_quantized / max(self.bytes_float, 1)
-        return {
-            "Quantized file": f"{size_text(self.bytes_quantized)} ({ratio:.3f}x)",
-            "Float file": size_text(self.bytes_float),
-            "Average weight bits": f"{self.average_weight_bits:.2f}",
-            "Quantized nodes": str(len(self.layers)),
-            "Nodes in float": str(len(self.float_nodes)),
-            "Time": f"{self.seconds:.1f} s",
-            "Peak memory": f"{self.peak_rss_mb:.0f} MB",
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class Evaluation:
-    """How good a model is on labelled data, and how near to a reference model.
-
-    Attributes:
-        n: Samples seen.
-        top1: Share of samples whose label has the highest score, 0 to 1; None without labels.
-        top5: Share of samples whose label is among the five highest; None without labels.
-        agreement: Share of samples where both models have the same highest score.
-        sqnr_db: 10 log10(sum ref^2 / sum (ref - out)^2) over all outputs and samples.
-        kl: Mean divergence KL(reference || model) of the class probabilities, in nats.
-    """
-
-    n: int
-    top1: float | None = None
-    top5: float | None = None
-    agreement: float | None = None
-    sqnr_db: float | None = None
-    kl: float | None = None
 
 
 @dataclass(slots=True)
@@ -264,23 +159,3 @@ def _log_probabilities(scores: F64) -> F64:
         return np.log(np.maximum(scores, np.finfo(np.float32).tiny))
     shifted = scores - scores.max(1, keepdims=True)
     return shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
-
-
-def percent(share: float | None) -> str:
-    """A share of 0 to 1 with two decimals; empty for None."""
-    return "" if share is None else f"{100 * share:.2f} %"
-
-
-def decibels(value: float | None) -> str:
-    """Signal to noise with one decimal; empty for None."""
-    if value is None:
-        return ""
-    return "equal" if value >= EQUAL_DB else f"{value:.1f} dB"
-
-
-def size_text(n_bytes: int) -> str:
-    """Bytes in the unit people read: 1 MB is 10^6 bytes, as file managers count."""
-    for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
-        if n_bytes >= factor:
-            return f"{n_bytes / factor:.2f} {unit}"
-    return f"{n_bytes} bytes"

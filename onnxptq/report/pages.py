@@ -12,7 +12,7 @@ from onnxptq.graph import io
 from onnxptq.report.html import Page, render
 from onnxptq.report.inputs import DataOptions, open_for
 from onnxptq.report.layers import layer_rows
-from onnxptq.report.measure import LayerRow, QuantizeReport, decibels, size_text
+from onnxptq.report.rows import LayerRow, QuantizeReport, decibels, size_text
 from onnxptq.rewrite.strip import strip
 from onnxptq.runtime.lint import FloatNode, lint
 
@@ -97,13 +97,12 @@ def quantized_page(output: Path, report: QuantizeReport) -> str:
 def file_page(model: Path, reference: Path | None, measured: FileReport) -> str:
     """The page of `onnxptq report`."""
     compared = "its own weights in float" if reference is None else reference.name
+    last = measured.layers[-1].sqnr_db if measured.layers else None
     facts = {
         "File": size_text(measured.bytes_quantized),
         "Integer nodes": str(measured.integer_nodes),
         "Nodes in float": str(len(measured.float_nodes)),
-        "SQNR of the last layer": decibels(
-            measured.layers[-1].sqnr_db if measured.layers else None
-        ),
+        "SQNR of the last layer": decibels(last),
     }
     return render(
         Page(

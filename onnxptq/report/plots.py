@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from onnxptq.report.measure import EQUAL_DB, LayerRow
+from onnxptq.report.rows import EQUAL_DB, LayerRow
 
 # Placeholder colour -> CSS variable of page.html; none of them may occur as a colour otherwise.
 _INK, _QUIET, _GRID, _PALE = "#010203", "#010204", "#010205", "#010206"

@@ -4,7 +4,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from onnxptq.report.measure import Evaluation, FloatRow, LayerRow, decibels, percent
+from onnxptq.report.rows import Evaluation, FloatRow, LayerRow, QuantizeReport, decibels, percent
 
 _WORST_LAYERS = 8
 
@@ -94,6 +94,12 @@ def facts(pairs: Mapping[str, str]) -> Table:
     return table
 
 
+def quantized(report: QuantizeReport) -> tuple[RenderableType, ...]:
+    """What `quantize` did."""
+    parts = facts(report.summary()), worst_layers(report.layers), float_nodes(report.float_nodes)
+    return (parts[0], "", parts[1], "", parts[2])
+
+
 def worst_layers(rows: Sequence[LayerRow]) -> RenderableType:
     """The layers that lost most, where a user would look first."""
     known = [row for row in rows if row.sqnr_db is not None]
@@ -135,7 +141,7 @@ def evaluation(result: Evaluation) -> Table:
 
 
 @contextmanager
-def _reader_may_leave() -> Iterator[None]:
+def _reader_may_leave() -> Generator[None]:
     """`onnxptq ... | head`: the reader has what it wanted, the rest is dropped without a word."""
     try:
         yield

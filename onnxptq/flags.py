@@ -1,0 +1,113 @@
+"""The flags of the command line, one type each: name, place-holder, help."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class Storage(StrEnum):
+    """How codes below 8 bits lie in the file."""
+
+    PACKED = "packed"
+    INT8 = "int8"
+
+
+Json = Annotated[
+    str | None,
+    typer.Option("--json", metavar="FILE", help="Write the answer as JSON; - for standard output."),
+]
+Data = Annotated[
+    str,
+    typer.Option(
+        metavar="DATA",
+        help="An .npz, a folder of images, or a folder of ONNX test_data_set_* folders.",
+    ),
+]
+Preprocess = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TEXT",
+        help="A name from models/zoo.toml, or resize=256,crop=224,mean=127,std=128,layout=NCHW."
+        " Default: what is stored in the model.",
+    ),
+]
+Samples = Annotated[
+    int | None, typer.Option(metavar="N", min=1, help="Use N samples. Default: all.")
+]
+BatchSize = Annotated[
+    int, typer.Option(metavar="N", min=1, help="Samples fed at a time; more needs more memory.")
+]
+TargetOrt = Annotated[
+    str | None,
+    typer.Option(
+        metavar="VERSION", help="The onnxruntime the file is for. Default: the installed."
+    ),
+]
+Reference = Annotated[
+    Path | None, typer.Option(metavar="F.onnx", help="The float model to compare with.")
+]
+FloatModel = Annotated[Path, typer.Argument(metavar="M.onnx", help="The float model.")]
+QuantizedModel = Annotated[Path, typer.Argument(metavar="Q.onnx", help="A quantized model.")]
+AnyModel = Annotated[Path, typer.Argument(metavar="M.onnx", help="Float or quantized.")]
+OutputModel = Annotated[
+    Path, typer.Option("--output", "-o", metavar="FILE.onnx", help="The file to write.")
+]
+OutputPage = Annotated[
+    Path, typer.Option("--output", "-o", metavar="R.html", help="The page to write.")
+]
+OutputFolder = Annotated[Path, typer.Option(metavar="DIR", help="Folder for everything it writes.")]
+Bits = Annotated[
+    str, typer.Option(metavar="wXaY", help="Bits of weights and activations, 2 to 8 each.")
+]
+Method = Annotated[
+    str | None,
+    typer.Option("--method", "-m", metavar="SPEC", help='Such as "mse{p=2.4}" or "minmax".'),
+]
+RecipeIn = Annotated[
+    Path | None,
+    typer.Option("--recipe", metavar="F", help="Take all decisions from this recipe."),
+]
+RecipeOut = Annotated[
+    Path | None,
+    typer.Option("--save-recipe", metavar="F", help="Write the decisions, to edit or repeat them."),
+]
+LayerBits = Annotated[
+    list[str] | None,
+    typer.Option(metavar="PATTERN=wXaY", help="Other bits for nodes or operators; repeatable."),
+]
+Float = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--float", metavar="PATTERN", help="Nodes or operators to leave in float; repeatable."
+    ),
+]
+KeepFirstLast = Annotated[bool, typer.Option(help="Keep 8 bits at the network's two ends.")]
+SecondInput8 = Annotated[
+    bool, typer.Option("--second-input-8", help="Keep 8 bits at the second layer's input too.")
+]
+StorageFlag = Annotated[
+    Storage,
+    typer.Option("--storage", help="packed: a 3-bit weight takes 3 bits. int8: plain int8 codes."),
+]
+Stats = Annotated[
+    Path | None,
+    typer.Option(metavar="F", help="Keep calibration here: an interrupted run goes on from it."),
+]
+Jobs = Annotated[int, typer.Option(metavar="N", min=1, help="Processes to work with.")]
+Seed = Annotated[int, typer.Option(metavar="N", help="Same seed, same bytes.")]
+Report = Annotated[
+    Path | None,
+    typer.Option("--report", metavar="F.html", help="Write a page of plots and tables."),
+]
+Source = Annotated[
+    str, typer.Argument(metavar="SRC", help="path.py:build, or timm:NAME. Needs torch.")
+]
+Weights = Annotated[
+    Path | None, typer.Option(metavar="F", help="A .pth or .safetensors checkpoint.")
+]
+InputShape = Annotated[
+    str, typer.Option("--input", metavar="1x3x224x224", help="Shape of the example input.")
+]
+Opset = Annotated[int, typer.Option(metavar="N", help="ONNX opset.")]

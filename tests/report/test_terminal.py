@@ -1,0 +1,95 @@
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from rich.console import Console, RenderableType
+
+from onnxptq.errors import ModelError
+from onnxptq.report import terminal
+from onnxptq.report.rows import Evaluation, LayerRow
+from onnxptq.report.terminal import Output
+
+
+@dataclass(frozen=True)
+class FloatNode:
+    node: str
+    op: str
+    why: str
+
+
+def text_of(renderable: RenderableType) -> str:
+    console = Console(width=100)
+    with console.capture() as capture:
+        console.print(renderable)
+    return capture.get()
+
+
+def test_a_dash_leaves_standard_output_to_the_json(capsys: pytest.CaptureFixture[str]) -> None:
+    output = Output("-")
+
+    output.say("for people")
+    output.answer({"n": 3})
+
+    assert json.loads(capsys.readouterr().out) == {"n": 3}
+
+
+def test_a_file_takes_the_json_and_people_read_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = Output(str(tmp_path / "answer.json"))
+
+    output.say("for people")
+    output.answer({"n": 3})
+
+    assert json.loads((tmp_path / "answer.json").read_text()) == {"n": 3}
+    assert capsys.readouterr().out == "for people\n"
+
+
+def test_a_json_file_in_no_folder_is_refused_early(tmp_path: Path) -> None:
+    output = Output(str(tmp_path / "missing" / "answer.json"))
+
+    with pytest.raises(ModelError, match="missing"):
+        output.check()
+
+
+def test_what_json_cannot_spell_becomes_null() -> None:
+    data = terminal.plain({"a": (1.0, float("inf")), "b": {"c": float("nan")}})
+
+    assert data == {"a": [1.0, None], "b": {"c": None}}
+
+
+def test_long_names_are_not_cut_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
+    name = "block/" * 60
+
+    Output().say(name)
+
+    assert capsys.readouterr().out == name + "\n"
+
+
+def test_square_brackets_of_names_are_not_markup() -> None:
+    rows = [LayerRow("conv[bold]", "Conv", 8, 8, 30.0, 0.99, "mse")]
+
+    assert "conv[bold]" in text_of(terminal.worst_layers(rows))
+
+
+def test_the_worst_layers_come_first() -> None:
+    rows = [LayerRow(f"n{db}", "Conv", 8, 8, float(db), 0.99, "mse") for db in (40, 10, 25)]
+
+    text = text_of(terminal.worst_layers(rows))
+
+    assert text.index("n10") < text.index("n25") < text.index("n40")
+
+
+def test_reasons_of_float_nodes_are_shown() -> None:
+    text = text_of(terminal.float_nodes([FloatNode("soft[0]", "Softmax", "the last [operator]")]))
+
+    assert "soft[0]" in text
+    assert "the last [operator]" in text
+
+
+def test_figures_that_were_not_measured_are_left_out() -> None:
+    text = text_of(terminal.evaluation(Evaluation(n=5, top1=0.9812)))
+
+    assert "98.12 %" in text
+    assert "agreement" not in text
