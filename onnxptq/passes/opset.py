@@ -22,6 +22,8 @@ def raise_opset(model: ir.Model) -> tuple[ir.Model, str | None]:
         return model, None
     before = io.opset(model)
     proto, stubs = skeleton.take_out(model, _STUB_ABOVE_BYTES)
+    # Up to IR 3 the converter looks for initializers among the inputs, where they are no more.
+    proto.ir_version = max(proto.ir_version, IR_VERSION)
     try:
         converted = onnx.version_converter.convert_version(proto, io.MAX_OPSET)
     # The converter's C++ errors have no common type of their own.
@@ -29,7 +31,6 @@ def raise_opset(model: ir.Model) -> tuple[ir.Model, str | None]:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else "no reason given"
         note = f"opset stays at {before}: onnx's converter to {io.MAX_OPSET} failed ({reason})"
         return model, note
-    converted.ir_version = max(converted.ir_version, IR_VERSION)
     _restore_ports(proto, converted)
     return skeleton.put_back(converted, stubs), None
 

@@ -65,7 +65,7 @@ def prepare(model: ir.Model, *, simplify_seconds: float = 120.0) -> Prepared:
 
     Args:
         model: The float model; it is not changed.
-        simplify_seconds: Time limit for onnxsim, which runs in a process of its own.
+        simplify_seconds: Time limit for onnxsim, which runs in a process of its own; 0 leaves it out.
 
     Raises:
         ModelError: The model is not valid, or has a BatchNormalization in training mode.
@@ -80,7 +80,7 @@ def prepare(model: ir.Model, *, simplify_seconds: float = 120.0) -> Prepared:
     shapes.infer(model)
     if FixReshape()(model).modified:
         RemoveUnusedNodesPass()(model)
-    if needs_simplifying(model):
+    if simplify_seconds > 0 and needs_simplifying(model):
         model, note = simplify(model, simplify_seconds)
         notes += [note] if note else []
         _name(model)
