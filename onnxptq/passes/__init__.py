@@ -61,4 +61,4 @@ def run(model: ir.Model, text: str, *, check: bool = False) -> ir.Model:
         step(model)
         if check:
             verify.check(model)
-    return model
+    return shapes.infer(model)

@@ -126,7 +126,7 @@ def new_constant(
         like: Store them in the type of this value; in the array's own type when None.
     """
     dtype = like.dtype if like is not None else None
-    numbers = np.ascontiguousarray(array if dtype is None else array.astype(dtype.numpy()))
+    numbers = np.array(array if dtype is None else array.astype(dtype.numpy()), order="C")
     name = unique_name(graph, name)
     tensor = ir.Tensor(numbers, dtype=dtype, name=name)
     value = ir.Value(

@@ -44,7 +44,7 @@ def _fold(node: ir.Node) -> bool:
         name=name,
         shape=ir.Shape(result.shape),
         type=ir.TensorType(dtype) if dtype is not None else None,
-        const_value=ir.Tensor(np.ascontiguousarray(result), dtype=dtype, name=name),
+        const_value=ir.Tensor(np.asarray(result, order="C"), dtype=dtype, name=name),
     )
     output.replace_all_uses_with(value)
     remove(node)

@@ -9,10 +9,12 @@ from onnx_ir.passes.common import InlinePass, RemoveUnusedNodesPass, RemoveUnuse
 
 from onnxptq.errors import ModelError
 from onnxptq.graph import shapes, verify
+from onnxptq.graph.text import where
 from onnxptq.passes.clip_from_min_max import ClipFromMinMax
+from onnxptq.passes.edit import is_op
 from onnxptq.passes.fix_reshape import FixReshape
 from onnxptq.passes.fold_affine import FoldAffine
-from onnxptq.passes.fold_batch_norm import META_KEY, FoldBatchNorm
+from onnxptq.passes.fold_batch_norm import META_KEY, FoldBatchNorm, is_training
 from onnxptq.passes.fold_constants import FoldConstants
 from onnxptq.passes.fold_identity import FoldIdentity
 from onnxptq.passes.fold_pad import FoldPad
@@ -65,10 +67,10 @@ def prepare(model: ir.Model, *, simplify_seconds: float = 120.0) -> Prepared:
 
     Args:
         model: The float model; it is not changed.
-        simplify_seconds: Time limit for onnxsim, which runs in a process of its own; 0 leaves it out.
+        simplify_seconds: Time limit for onnxsim, which has a process of its own; 0 leaves it out.
 
     Raises:
-        ModelError: The model is not valid, or has a BatchNormalization in training mode.
+        ModelError: The model is not valid, or its functions cannot be inlined.
     """
     notes: list[str] = []
     model = _inlined(model.clone())
@@ -92,6 +94,7 @@ def prepare(model: ir.Model, *, simplify_seconds: float = 120.0) -> Prepared:
     RemoveUnusedOpsetsPass()(model)
     _name(model)
     verify.check(model)
+    notes += _training_notes(model)
     return Prepared(model, MappingProxyType(_norms(model)), tuple(notes))
 
 
@@ -109,6 +112,15 @@ def _inlined(model: ir.Model) -> ir.Model:
 def _name(model: ir.Model) -> None:
     for rename in (LiftConstants(), NameNodes(), NameValues()):
         rename(model)
+
+
+def _training_notes(model: ir.Model) -> list[str]:
+    return [
+        f"{where(node)} is in training mode: it stays in float. "
+        "Export the model in evaluation mode (model.eval() in torch)"
+        for node in model.graph
+        if is_op(node, "BatchNormalization") and is_training(node)
+    ]
 
 
 def _norms(model: ir.Model) -> dict[str, Norm]:

@@ -203,12 +203,12 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
         io.load(tmp_path / "m.onnx")
 
 
-@pytest.mark.parametrize("version", [1, 6, 99])
+@pytest.mark.parametrize("version", [0, 99])
 def test_an_opset_that_is_not_read_is_refused(version: int) -> None:
     proto = small_model()
     proto.opset_import[0].version = version
 
-    with pytest.raises(ModelError, match=f"has opset {version}: onnxptq reads opset 7 to"):
+    with pytest.raises(ModelError, match=f"has opset {version}: onnxptq reads opset 1 to"):
         io.from_proto(proto, "m.onnx")
 
 
