@@ -89,7 +89,7 @@ class Linear:
 
 
 def _put(node: ir.Node, position: int, numbers: F64, name: str, like: ir.Value) -> None:
-    """Make `numbers` the constant input at `position`, under its old name if nobody else reads it."""
+    """Set a constant input, under its old name if nobody else reads the old one."""
     old = input_at(node, position)
     value = new_constant(graph_of(node), name, numbers, like)
     if len(node.inputs) <= position:

@@ -34,7 +34,7 @@ class FoldAffine(ir.passes.InPlacePass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Apply the pass to the model in place."""
         modified = False
-        while any([_fold_behind(node) or _fold_before(node) for node in _arithmetic(model.graph)]):
+        while any(_fold_behind(node) or _fold_before(node) for node in _arithmetic(model.graph)):
             modified = True  # a fold may leave the next node beside the layer
         return ir.passes.PassResult(model, modified=modified)
 

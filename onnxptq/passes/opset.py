@@ -17,6 +17,9 @@ _STUB_ABOVE_BYTES = 4096
 def raise_opset(model: ir.Model) -> tuple[ir.Model, str | None]:
     """Raise the default opset to 21 where it is lower; bodies are converted too.
 
+    Args:
+        model: The model, with unique names; its IR version may be raised in place.
+
     Returns:
         The model (a new one when it was converted), and a note when the converter failed, in which
         case the model has its old opset.
@@ -25,6 +28,7 @@ def raise_opset(model: ir.Model) -> tuple[ir.Model, str | None]:
         ModelError: The converter failed on a model below opset 7.
     """
     if io.opset(model) >= io.MAX_OPSET or "" not in model.graph.opset_imports:
+        model.ir_version = max(model.ir_version, IR_VERSION)
         return model, None
     before = io.opset(model)
     if before < 9 and any(node.op_type == "Scan" for node in model.graph.all_nodes()):
@@ -40,8 +44,8 @@ def raise_opset(model: ir.Model) -> tuple[ir.Model, str | None]:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else "no reason given"
         if before < OLDEST_USABLE:
             raise ModelError(
-                f"opset {before} is older than {OLDEST_USABLE} and onnx's converter cannot raise it "
-                f"({reason}). Export the model with opset {io.MAX_OPSET}"
+                f"opset {before} is older than {OLDEST_USABLE} and onnx's converter cannot raise "
+                f"it ({reason}). Export the model with opset {io.MAX_OPSET}"
             ) from error
         note = f"opset stays at {before}: onnx's converter to {io.MAX_OPSET} failed ({reason})"
         return model, note

@@ -35,7 +35,8 @@ def transformed(graph: str, line: str) -> ir.Model:
 
 
 def outputs(model: bytes, feeds: dict[str, Any]) -> list[Any]:
-    return onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"]).run(None, feeds)
+    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    return list(session.run(None, feeds))
 
 
 def random_feeds(model: bytes, rng: np.random.Generator) -> dict[str, Any]:
