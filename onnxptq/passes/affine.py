@@ -5,7 +5,16 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from onnxptq.passes.edit import F64, floats, graph_of, input_at, is_op, new_constant, rank
+from onnxptq.passes.edit import (
+    F64,
+    floats,
+    graph_of,
+    input_at,
+    is_op,
+    new_constant,
+    rank,
+    set_constant,
+)
 
 LINEAR = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
@@ -91,13 +100,13 @@ class Linear:
 def _put(node: ir.Node, position: int, numbers: F64, name: str, like: ir.Value) -> None:
     """Set a constant input, under its old name if nobody else reads the old one."""
     old = input_at(node, position)
+    if old is not None and len(old.uses()) == 1 and not old.is_graph_output():
+        set_constant(old, numbers, like.dtype)
+        return
     value = new_constant(graph_of(node), name, numbers, like)
     if len(node.inputs) <= position:
         node.resize_inputs(position + 1)
     node.replace_input_with(position, value)
-    if old is not None and not old.uses() and not old.is_graph_output():
-        graph_of(node).initializers.pop(old.name or "")
-        value.name = old.name
 
 
 def linear(node: ir.Node | None) -> Linear | None:

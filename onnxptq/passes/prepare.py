@@ -20,6 +20,7 @@ from onnxptq.passes.fold_identity import FoldIdentity
 from onnxptq.passes.fold_pad import FoldPad
 from onnxptq.passes.lift_constants import LiftConstants
 from onnxptq.passes.merge_matmul_bias import MergeMatmulBias
+from onnxptq.passes.merge_slices import MergeSlices
 from onnxptq.passes.names import NameNodes, NameValues
 from onnxptq.passes.norm import Norm
 from onnxptq.passes.opset import raise_opset
@@ -32,6 +33,7 @@ _FOLDS: tuple[ir.passes.InPlacePass, ...] = (
     FoldIdentity(),
     ClipFromMinMax(),
     SumToAdd(),
+    MergeSlices(),
     FoldPad(),
     FoldBatchNorm(),
     MergeMatmulBias(),
@@ -78,24 +80,29 @@ def prepare(model: ir.Model, *, simplify_seconds: float = 120.0) -> Prepared:
     model, note = raise_opset(model)
     notes += [note] if note else []
     _name(model)
-    FoldConstants()(model)
     shapes.infer(model)
-    if FixReshape()(model).modified:
-        RemoveUnusedNodesPass()(model)
+    _fold_constants(model)
     if simplify_seconds > 0 and needs_simplifying(model):
         model, note = simplify(model, simplify_seconds)
         notes += [note] if note else []
         _name(model)
         shapes.infer(model)
     for fold in _FOLDS:
-        if fold(model).modified:
-            shapes.infer(model)
+        fold(model)
     RemoveUnusedNodesPass()(model)
     RemoveUnusedOpsetsPass()(model)
     _name(model)
+    shapes.infer(model)
     verify.check(model)
     notes += _training_notes(model)
     return Prepared(model, MappingProxyType(_norms(model)), tuple(notes))
+
+
+def _fold_constants(model: ir.Model) -> None:
+    """Fold what is constant; a target of Reshape that became so may make further shapes known."""
+    while FoldConstants()(model).modified | FixReshape()(model).modified:
+        RemoveUnusedNodesPass()(model)
+        shapes.infer(model)
 
 
 def _inlined(model: ir.Model) -> ir.Model:

@@ -13,7 +13,8 @@ from onnxptq.errors import ModelError
 from onnxptq.graph import io, skeleton
 from onnxptq.passes.edit import constant
 
-WORKER = (sys.executable, "-m", "onnxptq.passes.simplify_worker")
+# -P: the worker's folder holds modules whose names others might import.
+WORKER = (sys.executable, "-P", str(Path(__file__).with_name("simplify_worker.py")))
 
 _WHOLE_BELOW_BYTES = 500_000_000
 _STUB_ABOVE_BYTES = 1_000_000
