@@ -19,9 +19,12 @@ Torch 2.9 and later call it legacy, and keep it. What it lacks is small: between
 only GroupNormalization changed its meaning, which it never writes, so 21 is reached by the number.
 """
 
+import importlib
 import os
 import tempfile
 import warnings
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -142,10 +145,9 @@ def _trace(
         if output.ndim and output.shape[0] == len(x)
     ]
     try:
-        with warnings.catch_warnings(), torch.no_grad():
+        with warnings.catch_warnings(), torch.no_grad(), _silence():
             # Deprecation (see above), and the tracer's guesses: the comparison tests those.
             warnings.simplefilter("ignore")
-            _keep_graphs_off_stdout()
             torch.onnx.export(
                 module,
                 (x,),
@@ -165,11 +167,23 @@ def _trace(
         ) from error
 
 
-def _keep_graphs_off_stdout() -> None:
-    # On failure torch's C++ prints the graph to standard output, where --json - writes.
-    switch = getattr(torch._C, "_jit_set_onnx_log_enabled", None)  # noqa: SLF001 - no public way
-    if switch is not None:
-        switch(False)
+@contextmanager
+def _silence() -> Generator[None]:
+    """Stops torch's C++ from printing graphs to standard output, where `--json -` writes.
+
+    It does so when an export fails, and torch turns its own switch for that back on (2.13).
+    """
+    native, name = importlib.import_module("torch._C"), "_jit_onnx_log"  # no public way to it
+    log = getattr(native, name, None)
+    setattr(native, name, _discard)
+    try:
+        yield
+    finally:
+        setattr(native, name, log)
+
+
+def _discard(*_: object) -> None:
+    pass
 
 
 def _layers(module: nn.Module) -> frozenset[str]:

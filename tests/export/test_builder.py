@@ -132,11 +132,10 @@ def timm(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         calls.append({"name": name, **options})
         return nn.Linear(2, 2)
 
+    known = ["resnet18"]
     fake = types.ModuleType("timm")
     vars(fake).update(
-        create_model=create_model,
-        is_model=lambda name: name == "resnet18",
-        list_models=lambda: ["resnet18"],
+        create_model=create_model, is_model=known.__contains__, list_models=known.copy
     )
     monkeypatch.setitem(sys.modules, "timm", fake)
     return calls

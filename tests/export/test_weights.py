@@ -35,20 +35,25 @@ def assert_loaded(path: Path) -> None:
         assert torch.equal(module.state_dict()[name], tensor), name
 
 
+STATE = state()
+
+
 @pytest.mark.parametrize(
-    "wrap",
+    "content",
     [
-        lambda s: s,
-        lambda s: {"state_dict": s, "epoch": 3},
-        lambda s: {"epoch": 3, "model": {"state_dict": s}},
-        lambda s: {"model_state": {f"module.{k}": v for k, v in s.items()}},
-        lambda s: {f"module._orig_mod.{k}": v for k, v in s.items()},
-        lambda s: {k: v for k, v in s.items() if "num_batches" not in k},
+        STATE,
+        {"state_dict": STATE, "epoch": 3},
+        {"epoch": 3, "model": {"state_dict": STATE}},
+        {"model_state": {f"module.{k}": v for k, v in STATE.items()}},
+        {f"module._orig_mod.{k}": v for k, v in STATE.items()},
+        {k: v for k, v in STATE.items() if "num_batches" not in k},
     ],
 )
-def test_checkpoints_load_in_the_wrappings_that_scripts_use(tmp_path: Path, wrap: Any) -> None:
+def test_checkpoints_load_in_the_wrappings_that_scripts_use(
+    tmp_path: Path, content: dict[str, Any]
+) -> None:
     path = tmp_path / "weights.pth"
-    torch.save(wrap(state()), path)
+    torch.save(content, path)
 
     assert_loaded(path)
 
@@ -71,7 +76,11 @@ class Trap:
         return Path.touch, (self.path,)
 
 
-@pytest.mark.parametrize("save", [torch.save, lambda x, p: p.write_bytes(pickle.dumps(x, 2))])
+def save_pickle(content: object, path: Path) -> None:
+    path.write_bytes(pickle.dumps(content, 2))
+
+
+@pytest.mark.parametrize("save", [torch.save, save_pickle])
 def test_a_pickle_with_code_is_refused_and_not_run(tmp_path: Path, save: Any) -> None:
     path, bait = tmp_path / "weights.pth", tmp_path / "ran"
     save({"0.weight": Trap(bait)}, path)
