@@ -33,6 +33,9 @@ def canonicalize(model: ir.Model, layers: frozenset[str], tied: Mapping[str, str
     _split_aliases(model.graph, tied)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     _fold_constants(model)
+    while _fold_sizes(model):  # a padding once known makes the next layer's size known
+        _fold_constants(model)
+        common.RemoveUnusedNodesPass()(model)
     common.IdentityEliminationPass()(model)
     common.RemoveUnusedNodesPass()(model)
     _rename(model.graph, layers)
@@ -67,24 +70,67 @@ def _split_aliases(graph: ir.Graph, tied: Mapping[str, str]) -> None:
 
 def _fold_constants(model: ir.Model) -> None:
     """Computes nodes whose inputs are all small initializers (paddings and slice ends, mostly)."""
-    graph = model.graph
-    for node in list(graph):
+    for node in list(model.graph):
         values = [value.const_value for value in node.inputs if value is not None]
         small = all(value is not None and value.size <= FOLD_LIMIT for value in values)
         if not values or not small or node.domain or _holds_graph(node):
             continue
         for output, array in zip(node.outputs, _evaluate(node, model.opset_imports), strict=True):
-            if array.size > FOLD_LIMIT or output.is_graph_output():
-                break
-            tensor = ir.tensor(array)
-            constant = ir.Value(
-                name=f"{output.name}_folded",
-                type=ir.TensorType(tensor.dtype),
-                shape=ir.Shape(array.shape),
-                const_value=tensor,
-            )
-            graph.initializers.add(constant)
-            ir.convenience.replace_all_uses_with(output, constant)
+            if array.size <= FOLD_LIMIT:
+                _replace(model.graph, output, array)
+
+
+def _fold_sizes(model: ir.Model) -> bool:
+    """Reads sizes that are known (all but the batch, as a rule) where forward asks for them.
+
+    Returns:
+        Whether any was read.
+    """
+    asking = [
+        node for node in model.graph if node.op_type == "Gather" and _is_shape(node.inputs[0])
+    ]
+    if not asking:
+        return False
+    common.ShapeInferencePass()(model)
+    found = False
+    for node in asking:
+        size = _known_size(node)
+        if size is not None and node.outputs[0].uses():
+            _replace(model.graph, node.outputs[0], size)
+            found = True
+    return found
+
+
+def _is_shape(value: ir.Value | None) -> bool:
+    producer = value.producer() if value is not None else None
+    return producer is not None and producer.op_type == "Shape" and not producer.attributes
+
+
+def _known_size(gather: ir.Node) -> Array | None:
+    shape_of, index = gather.inputs[0], gather.inputs[1]
+    producer = shape_of.producer() if shape_of is not None else None
+    source = producer.inputs[0] if producer is not None else None
+    if source is None or source.shape is None or index is None or index.const_value is None:
+        return None
+    where = index.const_value.numpy()
+    dims = [source.shape[int(i)] for i in where.ravel()]
+    if not all(isinstance(dim, int) for dim in dims):
+        return None
+    return np.asarray(dims, np.int64).reshape(where.shape)
+
+
+def _replace(graph: ir.Graph, output: ir.Value, array: Array) -> None:
+    if output.is_graph_output() or not output.uses():
+        return  # unused: folded before
+    tensor = ir.tensor(array)
+    constant = ir.Value(
+        name=f"{output.name}_folded",
+        type=ir.TensorType(tensor.dtype),
+        shape=ir.Shape(array.shape),
+        const_value=tensor,
+    )
+    graph.initializers.add(constant)
+    ir.convenience.replace_all_uses_with(output, constant)
 
 
 def _holds_graph(node: ir.Node) -> bool:

@@ -140,6 +140,23 @@ def test_tied_parameters_are_stored_once_and_equal_ones_apart(tmp_path: Path) ->
     ]
 
 
+def test_arithmetic_on_known_sizes_is_done(tmp_path: Path) -> None:
+    """As in networks that compute TensorFlow's padding while they run."""
+
+    kernel = torch.rand(2, 2, 3, 3)
+
+    def padded(x: torch.Tensor) -> torch.Tensor:
+        for _ in range(2):
+            missing = x.shape[-1] % 2 + 1
+            x = F.conv2d(F.pad(x, (0, missing, 0, missing)), kernel, stride=2)
+        return x
+
+    export_module(Function(padded), tmp_path / "m.onnx", (1, 2, 9, 9))
+
+    model = load(tmp_path / "m.onnx")
+    assert [node.op_type for node in model.graph.node] == ["Pad", "Conv", "Pad", "Conv"]
+
+
 def test_several_outputs_are_numbered(tmp_path: Path) -> None:
     module = Function(lambda x: (x + 1, [x.sum(0)][0]))
 
