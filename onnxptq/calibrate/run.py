@@ -68,6 +68,8 @@ def collect(
     """
     options = options or CollectOptions()
     stats = _start(data, values, options)
+    if stats.samples and stats.samples == data.count:
+        return stats
     size = options.batch_size or _batch_size(run, data)
     written = time.monotonic()
     options.progress.start("calibrate", data.count)
