@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 from onnx import numpy_helper
-from onnx.backend.test.case import collect_testcases
+from onnx.backend.test.loader import load_model_tests
 
 from onnxptq import ort, pipeline
 from onnxptq.errors import OnnxptqError
@@ -44,17 +44,13 @@ class Outcome:
 
 def cases(pattern: str) -> Iterator[tuple[str, onnx.ModelProto, dict[str, np.ndarray]]]:
     """Name, model and inputs of each node case; cases whose inputs are no arrays get no inputs."""
-    for case in collect_testcases():
-        if case.kind != "node" or not fnmatch.fnmatchcase(case.name, pattern):
+    for case in load_model_tests(kind="node"):
+        if case.model is None or not fnmatch.fnmatchcase(case.name, pattern):
             continue
-        model = case.model
-        feeds: dict[str, np.ndarray] = {}
-        for inputs, _ in case.data_sets or []:
-            for value, array in zip(model.graph.input, inputs, strict=False):
-                if isinstance(array, np.ndarray):
-                    feeds[value.name] = array
-            break
-        yield case.name, model, feeds
+        inputs = case.data_sets[0][0] if case.data_sets else []
+        pairs = zip(case.model.graph.input, inputs, strict=False)
+        feeds = {value.name: array for value, array in pairs if isinstance(array, np.ndarray)}
+        yield case.name, case.model, feeds
 
 
 def with_constants(model: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> onnx.ModelProto | None:

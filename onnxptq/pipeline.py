@@ -9,10 +9,9 @@ import onnx
 import onnx_ir as ir
 
 from onnxptq import methods, ort, passes
+from onnxptq.calibrate.model import calibrate
 from onnxptq.calibrate.progress import Progress, Silent
-from onnxptq.calibrate.run import CollectOptions, collect
 from onnxptq.calibrate.source import Data
-from onnxptq.calibrate.stats import Stats
 from onnxptq.errors import CalibrationError, ModelError
 from onnxptq.graph import io
 from onnxptq.methods.method import Context
@@ -22,7 +21,6 @@ from onnxptq.report.layers import layer_rows
 from onnxptq.report.rows import QuantizeReport
 from onnxptq.report.totals import totals
 from onnxptq.rewrite.gates import fit_gates
-from onnxptq.rewrite.place import place
 from onnxptq.rewrite.qdq import insert_qdq
 from onnxptq.rewrite.weights import fit_scales
 from onnxptq.settings import Settings
@@ -78,15 +76,15 @@ def quantize(
         recipe = Recipe.load(settings.recipe)
     else:
         feeds = _open(source, prepared.model, data, settings)
-        recipe = place(prepared.model, settings.placing())
-        stats = _calibrate(prepared.model, recipe, feeds, settings, progress)
+        samples = feeds.take(settings.report_samples) if settings.report_samples else None
+        collecting = settings.collecting(progress)
+        recipe, stats = calibrate(prepared.model, feeds, settings.placing(), collecting)
         context = Context(
             prepared.model, stats, norms=prepared.norms, seed=settings.seed, progress=progress
         )
         recipe = methods.apply(recipe, settings.methods(), context)
         recipe = methods.apply_defaults(recipe, context)
         recipe = fit_scales(prepared.model, fit_gates(prepared.model, recipe))
-        samples = feeds.take(settings.report_samples) if settings.report_samples else None
     quantized = insert_qdq(prepared.model, recipe, settings.layout())
     _remember_preprocess(quantized, source, settings)
     batches = samples.batches(1) if samples else ()
@@ -114,23 +112,6 @@ def _open(source: ir.Model, model: ir.Model, data: object, settings: Settings) -
     inputs = ort.session(model).inputs
     options = DataOptions(settings.preprocess, settings.samples)
     return open_for(source, inputs, data, options)
-
-
-def _calibrate(
-    model: ir.Model, recipe: Recipe, data: Data, settings: Settings, progress: Progress
-) -> Stats:
-    values = [tensor.value for tensor in recipe.activations()]
-    inputs = {value.name for value in model.graph.inputs}
-    taps = [value for value in values if value not in inputs]
-    session = ort.session(ort.with_outputs(model, taps))
-    options = CollectOptions(
-        batch_size=settings.batch_size,
-        model_digest=recipe.model_digest,
-        checkpoint=settings.stats,
-        jobs=settings.jobs,
-        progress=progress,
-    )
-    return collect(lambda batch: session.run(batch, taps), data, values, options)
 
 
 def _remember_preprocess(quantized: ir.Model, source: ir.Model, settings: Settings) -> None:

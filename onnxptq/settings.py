@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from onnxptq import spec
+from onnxptq.calibrate.progress import Progress
+from onnxptq.calibrate.run import CollectOptions
 from onnxptq.errors import SpecError
 from onnxptq.methods import DEFAULT_METHODS, METHODS
 from onnxptq.rewrite.options import Placing
@@ -82,6 +84,15 @@ class Settings:
             keep_first_last=self.keep_first_last,
             second_input_8=self.second_input_8,
             per_channel=self.per_channel,
+        )
+
+    def collecting(self, progress: Progress) -> CollectOptions:
+        """How statistics are collected."""
+        return CollectOptions(
+            batch_size=self.batch_size,
+            checkpoint=self.stats,
+            jobs=self.jobs,
+            progress=progress,
         )
 
     def layout(self) -> Storage:

@@ -40,12 +40,16 @@ class Layout:
     values: Mapping[str, ir.Value]
 
 
-def place(model: ir.Model, placing: Placing) -> Recipe:
+def place(
+    model: ir.Model, placing: Placing, unusable: Mapping[str, str] | None = None
+) -> Recipe:
     """Decide where Q/DQ pairs go; ranges are placeholders until methods set them.
 
     Args:
         model: A prepared float model: unique names, constants as initializers, types inferred.
         placing: The user's choices.
+        unusable: Values that cannot be codes (they were NaN or infinite), to the reason; the nodes
+            that make or read them stay in float.
 
     Returns:
         A recipe with an entry for each quantized value and weight, and a reason for each float
@@ -55,7 +59,7 @@ def place(model: ir.Model, placing: Placing) -> Recipe:
         SpecError: A choice is malformed or a pattern matches nothing.
     """
     check_patterns(model, placing)
-    regions = split(model, placing)
+    regions = split(model, placing, unusable or {})
     layout = lay_out(model, regions)
     bits = Bits(model, regions, placing)
     ties = find_ties(model, regions, dict(layout.folded))

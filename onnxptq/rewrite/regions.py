@@ -1,6 +1,6 @@
 """Which nodes run on integers, which stay in float, and why."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import onnx_ir as ir
@@ -92,7 +92,7 @@ def outer_consumers(value: ir.Value) -> list[ir.Node]:
     return list({id(node): node for node in value.consumers()}.values())
 
 
-def split(model: ir.Model, placing: Placing) -> Regions:
+def split(model: ir.Model, placing: Placing, unusable: Mapping[str, str]) -> Regions:
     """Decide for every node of the main graph whether it runs on integers.
 
     Conv, Gemm and MatMul always do if onnxruntime has a kernel for the case. The others follow:
@@ -101,7 +101,7 @@ def split(model: ir.Model, placing: Placing) -> Regions:
     regions = Regions()
     candidates: dict[str, ir.Node] = {}
     for node in model.graph:
-        reason = _refusal(node, placing)
+        reason = _refusal(node, placing) or _touches(node, unusable)
         if reason is None:
             candidates[str(node.name)] = node
         elif _computes_reals(node):
@@ -136,6 +136,11 @@ def _refusal(node: ir.Node, placing: Placing) -> str | None:
         if matches(pattern, (node.name, node.op_type)):
             return f"asked for by --float {pattern}"
     return refusal(node)
+
+
+def _touches(node: ir.Node, unusable: Mapping[str, str]) -> str | None:
+    values = (*activation_inputs(node), *node.outputs)
+    return next((unusable[str(v.name)] for v in values if str(v.name) in unusable), None)
 
 
 def refusal(node: ir.Node) -> str | None:

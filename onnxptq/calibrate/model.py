@@ -1,0 +1,63 @@
+"""calibrate: place Q/DQ pairs in a model, and measure every value that needs a range."""
+
+from dataclasses import replace
+
+import onnx_ir as ir
+
+from onnxptq import ort
+from onnxptq.calibrate.run import CollectOptions, collect
+from onnxptq.calibrate.source import Data
+from onnxptq.calibrate.stats import Stats
+from onnxptq.recipe import Recipe
+from onnxptq.rewrite.options import Placing
+from onnxptq.rewrite.place import place
+
+
+def calibrate(
+    model: ir.Model, data: Data, placing: Placing, options: CollectOptions
+) -> tuple[Recipe, Stats]:
+    """Decide where codes go and collect statistics of those values over the data.
+
+    A value that was NaN or infinite has no range: the nodes around it are left in float, and what is
+    then left is measured again.
+
+    Args:
+        model: A prepared float model.
+        data: Calibration samples, readable more than once if a value turns out not to be finite.
+        placing: The user's choices.
+        options: Batch size, checkpoint and the like.
+
+    Returns:
+        The recipe without ranges, and the statistics of its free activations.
+
+    Raises:
+        CalibrationError: The data do not fit the model, or hold NaN.
+        SpecError: A choice is malformed.
+    """
+    unusable: dict[str, str] = {}
+    while True:
+        recipe = place(model, placing, unusable)
+        stats = _measure(model, recipe, data, options)
+        found = {
+            name: f"value {name!r} was {_kind(stats, name)} during calibration"
+            for name in stats
+            if stats[name].nan_count or stats[name].inf_count
+        }
+        if not found:
+            return recipe, stats
+        unusable |= found
+        # What was measured for the first placement does not serve the next one.
+        options = replace(options, checkpoint=None)
+
+
+def _measure(model: ir.Model, recipe: Recipe, data: Data, options: CollectOptions) -> Stats:
+    values = [tensor.value for tensor in recipe.activations()]
+    inputs = {value.name for value in model.graph.inputs}
+    taps = [value for value in values if value not in inputs]
+    session = ort.session(ort.with_outputs(model, taps))
+    options = replace(options, model_digest=recipe.model_digest, allow_nonfinite=True)
+    return collect(lambda batch: session.run(batch, taps), data, values, options)
+
+
+def _kind(stats: Stats, name: str) -> str:
+    return "NaN" if stats[name].nan_count else "infinite"
