@@ -7,6 +7,7 @@ import onnx_ir as ir
 from onnxptq import spec
 from onnxptq.graph import shapes, verify
 from onnxptq.passes.clip_from_min_max import ClipFromMinMax
+from onnxptq.passes.div_to_mul import DivToMul
 from onnxptq.passes.fix_reshape import FixReshape
 from onnxptq.passes.fold_affine import FoldAffine
 from onnxptq.passes.fold_batch_norm import FoldBatchNorm
@@ -36,6 +37,7 @@ PASSES: dict[str, type[Any]] = {
         FixReshape,
         ClipFromMinMax,
         SumToAdd,
+        DivToMul,
         MergeSlices,
         FoldBatchNorm,
         MergeMatmulBias,

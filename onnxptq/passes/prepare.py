@@ -11,6 +11,7 @@ from onnxptq.errors import ModelError
 from onnxptq.graph import shapes, verify
 from onnxptq.graph.text import where
 from onnxptq.passes.clip_from_min_max import ClipFromMinMax
+from onnxptq.passes.div_to_mul import DivToMul
 from onnxptq.passes.edit import is_op
 from onnxptq.passes.fix_reshape import FixReshape
 from onnxptq.passes.fold_affine import FoldAffine
@@ -40,6 +41,7 @@ _FOLDS: tuple[ir.passes.InPlacePass, ...] = (
     FoldAffine(),
     FoldIdentity(),
     ReduceMeanToPool(),
+    DivToMul(),
 )
 
 
