@@ -129,10 +129,16 @@ def main() -> int:
         for label, variant in variants:
             outcome = try_case(label, variant, feeds)
             counts[outcome.kind + (" (variants)" if variant is not model else "")] += 1
-            if variant is not model or outcome.core in ("MaxPool", "AveragePool", "GlobalAveragePool"):
+            if variant is not model or outcome.core in (
+                "MaxPool",
+                "AveragePool",
+                "GlobalAveragePool",
+            ):
                 cores[outcome.core, outcome.integer] += 1
             if options.show and (outcome.kind != "ok" or (outcome.core and not outcome.integer)):
-                print(f"{outcome.kind:10s} {outcome.integer!s:6s} {label}: {outcome.why}", flush=True)
+                print(
+                    f"{outcome.kind:10s} {outcome.integer!s:6s} {label}: {outcome.why}", flush=True
+                )
     for key, count in sorted(counts.items()):
         print(f"{count:6d}  {key}")
     for (core, integer), count in sorted(cores.items()):

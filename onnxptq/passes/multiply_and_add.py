@@ -6,7 +6,16 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from onnxptq.passes.edit import floats, graph_of, is_op, new_constant, new_node, remove, take_over
+from onnxptq.passes.edit import (
+    F64,
+    floats,
+    graph_of,
+    is_op,
+    new_constant,
+    new_node,
+    remove,
+    take_over,
+)
 
 
 @dataclass(frozen=True)
@@ -29,7 +38,12 @@ def _is_by_constant(node: ir.Node) -> bool:
     number = floats(node.inputs[1])
     if number is None or floats(node.inputs[0]) is not None:
         return False
-    return not is_op(node, "Div") or bool((number != 0).all() and np.isfinite(1 / number).all())
+    return not is_op(node, "Div") or _has_reciprocal(number)
+
+
+def _has_reciprocal(number: F64) -> bool:
+    """Whether 1 / number stays well inside of float32's (and float16's) normal range."""
+    return bool((number != 0).all() and (np.abs(np.log2(np.abs(number))) < 14).all())
 
 
 def _replace(node: ir.Node) -> None:

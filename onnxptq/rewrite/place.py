@@ -40,9 +40,7 @@ class Layout:
     values: Mapping[str, ir.Value]
 
 
-def place(
-    model: ir.Model, placing: Placing, unusable: Mapping[str, str] | None = None
-) -> Recipe:
+def place(model: ir.Model, placing: Placing, unusable: Mapping[str, str] | None = None) -> Recipe:
     """Decide where Q/DQ pairs go; ranges are placeholders until methods set them.
 
     Args:

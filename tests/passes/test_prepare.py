@@ -332,3 +332,21 @@ def test_recursive_functions_are_refused() -> None:
 
     with pytest.raises(ModelError, match="functions cannot be inlined"):
         passes.prepare(model)
+
+
+def test_large_weights_are_kept_from_onnxsim_and_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(simplify, "_WHOLE_BELOW_BYTES", 0)
+    monkeypatch.setattr(simplify, "_STUB_ABOVE_BYTES", 20)
+    model = graph(
+        """s = Shape (x) t = Add (s, zero) a = Expand (one, t) b = Mul (x, a)
+           y = MatMul (b, w)""",
+        """(float[N,M] x) => (float[N,2] y)
+           <int64[1] zero = {0}, float one = {2}, float[3,2] w = {1, 2, 3, 4, 5, 6}>""",
+    )
+
+    prepared = passes.prepare(model)
+
+    assert prepared.notes == ()
+    assert [value.name for value in prepared.model.graph.inputs] == ["x"]
+    assert prepared.model.graph.initializers["w"].const_value is not None
+    assert_same_outputs(model, prepared.model, {"x": X})
