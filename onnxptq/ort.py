@@ -63,6 +63,8 @@ class Session:
             ModelError: onnxruntime refuses the feeds or fails in a node; its message is passed on.
         """
         wanted = [port.name for port in self.outputs] if names is None else list(names)
+        if not wanted:
+            return {}  # onnxruntime takes an empty list for "all"
         try:
             results = self._session.run(wanted, dict(feeds))
         except Exception as error:

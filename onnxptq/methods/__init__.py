@@ -1,0 +1,73 @@
+"""METHODS: every way to decide about a recipe, and `apply`, which runs a list of them."""
+
+import time
+from dataclasses import replace
+from typing import Any
+
+from onnxptq.methods.entropy import Entropy
+from onnxptq.methods.method import Context, Method
+from onnxptq.methods.minmax import MinMax
+from onnxptq.methods.mse import Mse
+from onnxptq.methods.percentile import Percentile
+from onnxptq.methods.weights import WeightsMinMax, WeightsMse
+from onnxptq.recipe import Recipe, Step
+from onnxptq.spec import parse, to_text
+
+METHODS: dict[str, type[Any]] = {
+    method.name: method
+    for method in (
+        MinMax,
+        Percentile,
+        Mse,
+        Entropy,
+        WeightsMinMax,
+        WeightsMse,
+    )
+}
+
+DEFAULT_METHODS = "mse,weights-mse"
+"""Used where no method is named, and for what the named ones leave undecided."""
+
+
+def parse_methods(text: str) -> tuple[Method, ...]:
+    """The methods of a text like "percentile{percent=99.99},weights-mse".
+
+    Raises:
+        SpecError: An unknown method or option.
+    """
+    return parse(text, METHODS, "method")
+
+
+def apply(recipe: Recipe, methods: str, ctx: Context) -> Recipe:
+    """Run the methods of a text one after the other; each leaves a Step in the recipe.
+
+    Raises:
+        SpecError: An unknown method or option.
+        CalibrationError: A range cannot be fitted to what was measured.
+    """
+    for method in parse_methods(methods):
+        begun = time.perf_counter()
+        decided = method.apply(recipe, ctx)
+        changed = sum(decided.tensors[name] is not recipe.tensors[name] for name in recipe.tensors)
+        step = Step(
+            to_text(method), ctx.seed, time.perf_counter() - begun, {"tensors": float(changed)}
+        )
+        recipe = decided.with_step(step)
+    return recipe
+
+
+def apply_defaults(recipe: Recipe, ctx: Context) -> Recipe:
+    """Let the default methods decide what is still undecided, and nothing else.
+
+    Raises:
+        CalibrationError: A range cannot be fitted to what was measured.
+    """
+    open_ = set(recipe.undecided())
+    if not open_:
+        return recipe
+    decided = apply(recipe, DEFAULT_METHODS, ctx)
+    tensors = {
+        name: decided.tensors[name] if name in open_ else tensor
+        for name, tensor in recipe.tensors.items()
+    }
+    return replace(decided, tensors=tensors)

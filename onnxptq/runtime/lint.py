@@ -119,13 +119,15 @@ class _Running:
             if integer and _gives_codes(node):
                 codes.update(node.output)
             if node.op_type not in CONVERSIONS:
-                self._float[_base(node.name)] = not integer
+                # Its blocked convolutions are named after their outputs, all others after the node.
+                for name in (node.name, *node.output):
+                    self._float.setdefault(_base(name), not integer)
 
     def is_float(self, node: ir.Node) -> bool:
         """Whether a node of the file runs in float; one fused away went its neighbour's way."""
-        known = self._float.get(str(node.name))
-        if known is not None:
-            return known
+        for name in (node.name, *(value.name for value in node.outputs)):
+            if name in self._float:
+                return self._float[name]
         return _swallowed_by_float(node, self._float)
 
 

@@ -1,0 +1,47 @@
+"""Method: a pure function from recipe to recipe, a frozen dataclass; Context: all it may see."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol
+
+import onnx_ir as ir
+
+from onnxptq.calibrate.data import Data
+from onnxptq.calibrate.progress import Progress, Silent
+from onnxptq.calibrate.stats import TensorStats
+from onnxptq.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a method gets. There is no way from here to the command line or the disk.
+
+    Attributes:
+        model: The prepared float model; not to be changed.
+        stats: Statistics by value name.
+        batches: The calibration data.
+        held_out: A few samples for judging the result.
+        norms: Statistics of each folded BatchNorm by the name of the node it was folded into.
+        seed: For every random choice.
+        jobs: Threads or processes a method may use.
+        progress: Where to report to.
+    """
+
+    model: ir.Model
+    stats: Mapping[str, TensorStats]
+    batches: Data | None = None
+    held_out: Data | None = None
+    norms: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    seed: int = 0
+    jobs: int = 1
+    progress: Progress = field(default_factory=Silent)
+
+
+class Method(Protocol):
+    """One way to decide something about the recipe; its fields are its options."""
+
+    name: ClassVar[str]
+
+    def apply(self, recipe: Recipe, ctx: Context) -> Recipe:
+        """The recipe with this method's decisions."""
+        ...
