@@ -244,12 +244,15 @@ def export(
     json: flags.Json = None,
 ) -> None:
     """Write a torch module as ONNX, and check that both compute the same."""
-    from onnxptq.export import torch_onnx
     from onnxptq.graph import io
 
     answer, shape = Output(json), _shape(input_)
     answer.check()
     io.writable(output)
+    try:
+        from onnxptq.export import torch_onnx
+    except ImportError as error:
+        raise SpecError(f"export needs torch ({error}): pip install 'onnxptq[torch]'") from error
     result = torch_onnx.export(source, output, weights, shape, opset)
     answer.say(
         f"wrote {output}: {result.nodes} nodes, at most {result.max_abs_diff:.3g} from torch"

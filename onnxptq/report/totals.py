@@ -5,6 +5,7 @@ import sys
 
 import onnx_ir as ir
 
+from onnxptq.graph import io
 from onnxptq.graph.skeleton import size_bytes
 from onnxptq.ops.nodes import constant
 from onnxptq.recipe import Recipe
@@ -34,12 +35,18 @@ def totals(
     return QuantizeReport(
         seconds=0.0,
         peak_rss_mb=peak_rss_mb(),
-        bytes_float=size_bytes(source),
-        bytes_quantized=size_bytes(quantized),
+        bytes_float=file_bytes(source),
+        bytes_quantized=file_bytes(quantized),
         average_weight_bits=average_weight_bits(prepared, recipe),
         layers=rows,
         float_nodes=lint(quantized).float_nodes,
     )
+
+
+def file_bytes(model: ir.Model) -> int:
+    """How long the model's file is, graph and names included; of its weights alone above 2 GiB."""
+    weights = size_bytes(model)
+    return len(io.to_bytes(model)) if weights <= io.INLINE_LIMIT_BYTES else weights
 
 
 def average_weight_bits(model: ir.Model, recipe: Recipe) -> float:
