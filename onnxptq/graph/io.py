@@ -32,7 +32,7 @@ __all__ = [
     "write_atomically",
 ]
 
-MIN_OPSET = 7  # older ones broadcast by attribute; onnxruntime's own floor too
+MIN_OPSET = 1  # files below 7 load when onnx's converter can raise them, which is not certain
 MAX_OPSET = 21  # what we write: INT4 with per-axis DequantizeLinear (design D2)
 INLINE_LIMIT_BYTES = 1_900_000_000  # a protobuf message must stay below 2 GiB, graph included
 _EXTERNAL_ABOVE_BYTES = 1024  # small tensors stay in the message: shape inference reads them
@@ -74,7 +74,7 @@ def from_proto(proto: onnx.ModelProto, source: str, folder: Path | None = None) 
         folder: Where its external data lies; None when there can be none.
 
     Raises:
-        ModelError: The message is not a model, is malformed, or has an opset outside 7..newest.
+        ModelError: The message is not a model, is malformed, or its opset is newer than onnx knows.
     """
     _check_header(proto, source)
     try:

@@ -15,6 +15,7 @@ from onnxptq.passes.fold_identity import FoldIdentity
 from onnxptq.passes.fold_pad import FoldPad
 from onnxptq.passes.lift_constants import LiftConstants
 from onnxptq.passes.merge_matmul_bias import MergeMatmulBias
+from onnxptq.passes.merge_slices import MergeSlices
 from onnxptq.passes.names import NameNodes, NameValues
 from onnxptq.passes.norm import Norm
 from onnxptq.passes.prepare import Prepared, prepare
@@ -35,6 +36,7 @@ PASSES: dict[str, type[Any]] = {
         FixReshape,
         ClipFromMinMax,
         SumToAdd,
+        MergeSlices,
         FoldBatchNorm,
         MergeMatmulBias,
         FoldAffine,
@@ -61,4 +63,4 @@ def run(model: ir.Model, text: str, *, check: bool = False) -> ir.Model:
         step(model)
         if check:
             verify.check(model)
-    return model
+    return shapes.infer(model)

@@ -5,7 +5,16 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from onnxptq.passes.edit import F64, constant, floats, graph_of, input_at, is_op, new_constant, rank
+from onnxptq.passes.edit import (
+    F64,
+    floats,
+    graph_of,
+    input_at,
+    is_op,
+    new_constant,
+    rank,
+    set_constant,
+)
 
 LINEAR = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
@@ -77,20 +86,27 @@ class Linear:
     def update(self, weight: F64, bias: F64) -> None:
         """Write new numbers into the node; constants shared with other nodes stay as they are."""
         node = self.node
-        graph = graph_of(node)
         old = node.inputs[1]
         assert old is not None
         if weight is not self.weight:
-            stem = (old.name or "weight").removesuffix("_folded")
-            node.replace_input_with(1, new_constant(graph, f"{stem}_folded", weight, old))
-        if not self.takes_bias or bias is self.bias:
+            _put(node, 1, weight, old.name or "weight", old)
+        has_bias = input_at(node, 2) is not None
+        if bias is self.bias or not self.takes_bias or not (has_bias or bias.any()):
             return
-        stem = _bias_stem(node)
-        value = new_constant(graph, f"{stem}_folded", bias, old)
-        if len(node.inputs) < 3:
-            node.resize_inputs(3)
-        node.replace_input_with(2, value)
+        _put(node, 2, bias, f"{node.name}_bias", old)
         node.attributes.pop("beta", None)
+
+
+def _put(node: ir.Node, position: int, numbers: F64, name: str, like: ir.Value) -> None:
+    """Set a constant input, under its old name if nobody else reads the old one."""
+    old = input_at(node, position)
+    if old is not None and len(old.uses()) == 1 and not old.is_graph_output():
+        set_constant(old, numbers, like.dtype)
+        return
+    value = new_constant(graph_of(node), name, numbers, like)
+    if len(node.inputs) <= position:
+        node.resize_inputs(position + 1)
+    node.replace_input_with(position, value)
 
 
 def linear(node: ir.Node | None) -> Linear | None:
@@ -126,12 +142,3 @@ def _channels(node: ir.Node, weight: F64) -> int:
 
 def _transposed(node: ir.Node) -> bool:
     return node.op_type == "Gemm" and bool(node.attributes.get_int("transB", 0))
-
-
-def _bias_stem(node: ir.Node) -> str:
-    bias = input_at(node, 2)
-    if bias is not None and constant(bias) is not None and bias.name:
-        return bias.name.removesuffix("_folded")
-    weight = node.inputs[1]
-    stem = weight.name if weight is not None and weight.name else node.name or "node"
-    return stem.removesuffix("_folded") + "_bias"

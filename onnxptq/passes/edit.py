@@ -66,11 +66,22 @@ def rank(value: ir.Value | None) -> int | None:
     return None if value is None or value.shape is None else len(value.shape)
 
 
-def same_shape(a: ir.Value, b: ir.Value) -> bool:
-    """Whether two values surely have the same shape: equal numbers and equal named dimensions."""
+def same_shape(a: ir.Value, b: ir.Value, but: int = 0) -> bool:
+    """Whether two values surely have the same shape: equal numbers and equal named dimensions.
+
+    Args:
+        a: One value.
+        b: The other.
+        but: So many dimensions may be unknown, though not two different numbers.
+    """
     if a.shape is None or b.shape is None or len(a.shape) != len(b.shape):
         return False
-    return all(_same_dim(m, n) for m, n in zip(a.shape, b.shape, strict=True))
+    pairs = [pair for pair in zip(a.shape, b.shape, strict=True) if not _same_dim(*pair)]
+    return len(pairs) <= but and all(not _are_numbers(*pair) for pair in pairs)
+
+
+def _are_numbers(a: int | ir.SymbolicDim, b: int | ir.SymbolicDim) -> bool:
+    return isinstance(a, int) and isinstance(b, int)
 
 
 def _same_dim(a: int | ir.SymbolicDim, b: int | ir.SymbolicDim) -> bool:
@@ -98,20 +109,21 @@ def graph_of(node: ir.Node) -> ir.Graph:
 
 def unique_name(graph: ir.Graph, wanted: str) -> str:
     """`wanted`, or with a number when a value of the graph has that name already."""
-    taken = {value.name for value in _values(graph)}
+    taken = _names(graph)
     name, number = wanted, 1
     while name in taken:
         name, number = f"{wanted}_{number}", number + 1
     return name
 
 
-def _values(graph: ir.Graph) -> Sequence[ir.Value]:
-    values: list[ir.Value] = [*graph.inputs, *graph.initializers.values()]
-    for body in graph.subgraphs():
-        values.extend((*body.inputs, *body.initializers.values()))
-    for node in graph.all_nodes():
-        values.extend(node.outputs)
-    return values
+def _names(graph: ir.Graph) -> set[str | None]:
+    names = {value.name for value in (*graph.inputs, *graph.initializers.values())}
+    for node in graph:
+        names.update(value.name for value in node.outputs)
+        for attribute in node.attributes.values():
+            if attribute.type == ir.AttributeType.GRAPH and attribute.value is not None:
+                names |= _names(attribute.as_graph())
+    return names
 
 
 def new_constant(
@@ -125,18 +137,17 @@ def new_constant(
         array: The numbers.
         like: Store them in the type of this value; in the array's own type when None.
     """
-    dtype = like.dtype if like is not None else None
-    numbers = np.ascontiguousarray(array if dtype is None else array.astype(dtype.numpy()))
-    name = unique_name(graph, name)
-    tensor = ir.Tensor(numbers, dtype=dtype, name=name)
-    value = ir.Value(
-        name=name,
-        shape=ir.Shape(numbers.shape),
-        type=ir.TensorType(tensor.dtype),
-        const_value=tensor,
-    )
+    value = ir.Value(name=unique_name(graph, name))
+    set_constant(value, array, like.dtype if like is not None else None)
     graph.register_initializer(value)
     return value
+
+
+def set_constant(value: ir.Value, array: npt.NDArray[Any], dtype: ir.DataType | None) -> None:
+    """Give an initializer new numbers, stored as `dtype` or in the array's own type."""
+    numbers = np.array(array if dtype is None else array.astype(dtype.numpy()), order="C")
+    value.const_value = ir.Tensor(numbers, dtype=dtype, name=value.name)
+    value.shape, value.type = ir.Shape(numbers.shape), ir.TensorType(value.const_value.dtype)
 
 
 def new_node(

@@ -34,10 +34,13 @@ class FoldAffine(ir.passes.InPlacePass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Apply the pass to the model in place."""
         modified = False
-        for node in list(model.graph):
-            if is_op(node, "Mul", "Div", "Add", "Sub"):
-                modified |= _fold_behind(node) or _fold_before(node)
+        while any(_fold_behind(node) or _fold_before(node) for node in _arithmetic(model.graph)):
+            modified = True  # a fold may leave the next node beside the layer
         return ir.passes.PassResult(model, modified=modified)
+
+
+def _arithmetic(graph: ir.Graph) -> list[ir.Node]:
+    return [node for node in graph if is_op(node, "Mul", "Div", "Add", "Sub")]
 
 
 @dataclass(frozen=True, slots=True)

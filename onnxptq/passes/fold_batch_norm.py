@@ -6,8 +6,6 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from onnxptq.errors import ModelError
-from onnxptq.graph.text import where
 from onnxptq.passes.affine import Linear, linear
 from onnxptq.passes.edit import (
     F64,
@@ -33,9 +31,7 @@ class FoldBatchNorm(ir.passes.InPlacePass):
 
     One that cannot fold becomes a depthwise 1x1 Conv, which onnxruntime runs as an integer kernel,
     or Mul and Add where its input has two dimensions. The statistics stay in `node.meta`.
-
-    Raises:
-        ModelError: A BatchNormalization is in training mode: its output depends on the batch.
+    One in training mode stays: its output depends on the whole batch.
     """
 
     name: ClassVar[str] = "fold-batch-norm"
@@ -47,12 +43,14 @@ class FoldBatchNorm(ir.passes.InPlacePass):
         return ir.passes.PassResult(model, modified=any(folded))
 
 
+def is_training(node: ir.Node) -> bool:
+    """Whether a BatchNormalization normalizes by the statistics of the batch it is given."""
+    return bool(node.attributes.get_int("training_mode", 0)) or len(node.outputs) > 1
+
+
 def _fold(node: ir.Node) -> bool:
-    if node.attributes.get_int("training_mode", 0) or any(v.uses() for v in node.outputs[1:]):
-        raise ModelError(
-            f"{where(node)} is in training mode: its output depends on the whole batch. "
-            "Export the model in evaluation mode (model.eval() in torch)"
-        )
+    if is_training(node):
+        return False
     norm = _norm(node)
     source = node.inputs[0]
     if norm is None or source is None:

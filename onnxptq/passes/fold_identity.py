@@ -66,9 +66,15 @@ def _cast(node: ir.Node) -> bool:
     return source is not None and source.dtype == ir.DataType(node.attributes.get_int("to", 0))
 
 
-def _reshape(node: ir.Node) -> bool:
+def _expand(node: ir.Node) -> bool:
     source = node.inputs[0]
     return source is not None and same_shape(source, node.outputs[0])
+
+
+def _reshape(node: ir.Node) -> bool:
+    # The number of elements stays, so one dimension that is not known to be equal is equal too.
+    source = node.inputs[0]
+    return source is not None and same_shape(source, node.outputs[0], but=1)
 
 
 def _flatten(node: ir.Node) -> bool:
@@ -123,7 +129,7 @@ _RULES: dict[str, Callable[[ir.Node], bool]] = {
     "Dropout": _dropout,
     "Cast": _cast,
     "Reshape": _reshape,
-    "Expand": _reshape,
+    "Expand": _expand,
     "Squeeze": _reshape,
     "Flatten": _flatten,
     "Transpose": _transpose,

@@ -29,6 +29,7 @@ class LiftConstants(ir.passes.InPlacePass):
         listed = [value for value in graph.inputs if value.name in graph.initializers]
         for value in listed:
             graph.inputs.remove(value)
+            model.ir_version = max(model.ir_version, 4)
         constants = [node for node in graph if is_op(node, "Constant")]
         lifted = [_lift(node) for node in constants if not node.outputs[0].is_graph_output()]
         return ir.passes.PassResult(model, modified=bool(listed) or any(lifted))

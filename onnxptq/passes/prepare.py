@@ -9,15 +9,18 @@ from onnx_ir.passes.common import InlinePass, RemoveUnusedNodesPass, RemoveUnuse
 
 from onnxptq.errors import ModelError
 from onnxptq.graph import shapes, verify
+from onnxptq.graph.text import where
 from onnxptq.passes.clip_from_min_max import ClipFromMinMax
+from onnxptq.passes.edit import is_op
 from onnxptq.passes.fix_reshape import FixReshape
 from onnxptq.passes.fold_affine import FoldAffine
-from onnxptq.passes.fold_batch_norm import META_KEY, FoldBatchNorm
+from onnxptq.passes.fold_batch_norm import META_KEY, FoldBatchNorm, is_training
 from onnxptq.passes.fold_constants import FoldConstants
 from onnxptq.passes.fold_identity import FoldIdentity
 from onnxptq.passes.fold_pad import FoldPad
 from onnxptq.passes.lift_constants import LiftConstants
 from onnxptq.passes.merge_matmul_bias import MergeMatmulBias
+from onnxptq.passes.merge_slices import MergeSlices
 from onnxptq.passes.names import NameNodes, NameValues
 from onnxptq.passes.norm import Norm
 from onnxptq.passes.opset import raise_opset
@@ -30,6 +33,7 @@ _FOLDS: tuple[ir.passes.InPlacePass, ...] = (
     FoldIdentity(),
     ClipFromMinMax(),
     SumToAdd(),
+    MergeSlices(),
     FoldPad(),
     FoldBatchNorm(),
     MergeMatmulBias(),
@@ -65,10 +69,10 @@ def prepare(model: ir.Model, *, simplify_seconds: float = 120.0) -> Prepared:
 
     Args:
         model: The float model; it is not changed.
-        simplify_seconds: Time limit for onnxsim, which runs in a process of its own.
+        simplify_seconds: Time limit for onnxsim, which has a process of its own; 0 leaves it out.
 
     Raises:
-        ModelError: The model is not valid, or has a BatchNormalization in training mode.
+        ModelError: The model is not valid, or its functions cannot be inlined.
     """
     notes: list[str] = []
     model = _inlined(model.clone())
@@ -76,23 +80,29 @@ def prepare(model: ir.Model, *, simplify_seconds: float = 120.0) -> Prepared:
     model, note = raise_opset(model)
     notes += [note] if note else []
     _name(model)
-    FoldConstants()(model)
     shapes.infer(model)
-    if FixReshape()(model).modified:
-        RemoveUnusedNodesPass()(model)
-    if needs_simplifying(model):
+    _fold_constants(model)
+    if simplify_seconds > 0 and needs_simplifying(model):
         model, note = simplify(model, simplify_seconds)
         notes += [note] if note else []
         _name(model)
         shapes.infer(model)
     for fold in _FOLDS:
-        if fold(model).modified:
-            shapes.infer(model)
+        fold(model)
     RemoveUnusedNodesPass()(model)
     RemoveUnusedOpsetsPass()(model)
     _name(model)
+    shapes.infer(model)
     verify.check(model)
+    notes += _training_notes(model)
     return Prepared(model, MappingProxyType(_norms(model)), tuple(notes))
+
+
+def _fold_constants(model: ir.Model) -> None:
+    """Fold what is constant; a target of Reshape that became so may make further shapes known."""
+    while FoldConstants()(model).modified | FixReshape()(model).modified:
+        RemoveUnusedNodesPass()(model)
+        shapes.infer(model)
 
 
 def _inlined(model: ir.Model) -> ir.Model:
@@ -109,6 +119,15 @@ def _inlined(model: ir.Model) -> ir.Model:
 def _name(model: ir.Model) -> None:
     for rename in (LiftConstants(), NameNodes(), NameValues()):
         rename(model)
+
+
+def _training_notes(model: ir.Model) -> list[str]:
+    return [
+        f"{where(node)} is in training mode: it stays in float. "
+        "Export the model in evaluation mode (model.eval() in torch)"
+        for node in model.graph
+        if is_op(node, "BatchNormalization") and is_training(node)
+    ]
 
 
 def _norms(model: ir.Model) -> dict[str, Norm]:

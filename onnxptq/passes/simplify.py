@@ -13,6 +13,9 @@ from onnxptq.errors import ModelError
 from onnxptq.graph import io, skeleton
 from onnxptq.passes.edit import constant
 
+# -P: the worker's folder holds modules whose names others might import.
+WORKER = (sys.executable, "-P", str(Path(__file__).with_name("simplify_worker.py")))
+
 _WHOLE_BELOW_BYTES = 500_000_000
 _STUB_ABOVE_BYTES = 1_000_000
 
@@ -50,7 +53,7 @@ def simplify(model: ir.Model, seconds: float) -> tuple[ir.Model, str | None]:
         source, target = Path(folder, "in.onnx"), Path(folder, "out.onnx")
         source.write_bytes(proto.SerializeToString())
         reason = _run(source, target, seconds)
-        data = b"" if reason is not None else target.read_bytes()
+        data = target.read_bytes() if reason is None else b""
     if reason is None:
         try:
             return _accept(proto, onnx.ModelProto.FromString(data), large), None
@@ -60,7 +63,7 @@ def simplify(model: ir.Model, seconds: float) -> tuple[ir.Model, str | None]:
 
 
 def _run(source: Path, target: Path, seconds: float) -> str | None:
-    command = [sys.executable, "-m", "onnxptq.passes.simplify_worker", str(source), str(target)]
+    command = [*WORKER, str(source), str(target)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
     except subprocess.TimeoutExpired:
