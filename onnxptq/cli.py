@@ -54,9 +54,6 @@ def run(arguments: list[str]) -> int:
     """
     try:
         code = int(app(arguments, prog_name="onnxptq", standalone_mode=False) or 0)
-        if code == EXIT_INTERRUPTED:  # newer versions of typer catch Ctrl-C themselves
-            terminal.complain(INTERRUPTED)
-        return code
     except OnnxptqError as error:
         terminal.complain(str(error))
     except (typer.Abort, KeyboardInterrupt):
@@ -72,6 +69,10 @@ def run(arguments: list[str]) -> int:
         if message is None:
             raise
         terminal.complain(f"{message().rstrip('.')}; see onnxptq --help")
+    else:
+        if code == EXIT_INTERRUPTED:  # newer versions of typer catch Ctrl-C themselves
+            terminal.complain(INTERRUPTED)
+        return code
     return EXIT_BAD_INPUT
 
 

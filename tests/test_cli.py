@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 from onnxptq import cli, demo_data, pipeline
 from onnxptq.settings import Settings
@@ -56,6 +57,33 @@ def answer(*arguments: str | Path, capsys: pytest.CaptureFixture[str]) -> dict[s
     capsys.readouterr()
     assert cli.run([*map(str, arguments), "--json", "-"]) == 0
     return json.loads(capsys.readouterr().out)
+
+
+def with_external_data(model: Path, folder: Path, name: str, *, keep: bool = True) -> Path:
+    """The model with its weights in a file beside it, which is then removed unless kept."""
+    folder.mkdir(exist_ok=True)
+    path = folder / "external.onnx"
+    onnx.save(
+        onnx.load(str(model)), path, save_as_external_data=True, location=name, size_threshold=0
+    )
+    if not keep:
+        (folder / name).unlink()
+    return path
+
+
+def activation_model(folder: Path, operator: str, domain: str) -> Path:
+    """A MatMul and one operator behind it."""
+    weight = numpy_helper.from_array(np.eye(8, dtype=np.float32), "w")
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["h"], name="first"),
+        helper.make_node(operator, ["h"], ["y"], name="second", domain=domain),
+    ]
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", 8]) for name in "xy"]
+    graph = helper.make_graph(nodes, "net", ends[:1], ends[1:], [weight])
+    opsets = [helper.make_opsetid("", 18)] + [helper.make_opsetid(domain, 1)] * bool(domain)
+    path = folder / "activation.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=8), str(path))
+    return path
 
 
 def as_a_program(*arguments: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:
@@ -258,10 +286,67 @@ def test_no_data_and_no_recipe_is_one_message(
     assert "data" in text
 
 
-@pytest.mark.parametrize("flag", ["-o", "--report", "--save-recipe", "--json"])
-def test_an_output_in_no_folder_is_refused_before_work(
-    flag: str, capsys: pytest.CaptureFixture[str], model: Path, data: Path, tmp_path: Path
+def test_external_data_that_are_missing_are_named(
+    capsys: pytest.CaptureFixture[str], model: Path, data: Path, tmp_path: Path
 ) -> None:
+    text = complaint(
+        capsys,
+        *("quantize", with_external_data(model, tmp_path, "weights.bin", keep=False)),
+        *("-o", tmp_path / "q.onnx", "--data", data),
+    )
+
+    assert "weights.bin" in text
+
+
+def test_external_data_outside_of_the_folder_are_refused(
+    capsys: pytest.CaptureFixture[str], model: Path, data: Path, tmp_path: Path
+) -> None:
+    path = with_external_data(model, tmp_path / "inner", "weights.bin")
+    (tmp_path / "inner" / "weights.bin").rename(tmp_path / "weights.bin")
+    path.write_bytes(path.read_bytes().replace(b"weights.bin", b"../weigh.ts"))
+    (tmp_path / "weights.bin").rename(tmp_path / "weigh.ts")
+
+    text = complaint(capsys, "quantize", path, "-o", tmp_path / "q.onnx", "--data", data)
+
+    assert "../weigh.ts" in text
+    assert "folder" in text
+
+
+def test_an_operator_that_nobody_knows_is_named(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, rng: np.random.Generator
+) -> None:
+    path, data = activation_model(tmp_path, "Mystery", "com.example"), tmp_path / "d.npz"
+    np.savez(data, x=rng.normal(size=(4, 8)).astype(np.float32))
+
+    text = complaint(capsys, "quantize", path, "-o", tmp_path / "q.onnx", "--data", data)
+
+    assert "Mystery" in text
+
+
+def test_an_operator_without_integer_kernel_stays_in_float_and_is_named(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, rng: np.random.Generator
+) -> None:
+    path, data = activation_model(tmp_path, "Mish", ""), tmp_path / "d.npz"
+    np.savez(data, x=rng.normal(size=(4, 8)).astype(np.float32))
+
+    result = answer("quantize", path, "-o", tmp_path / "q.onnx", "--data", data, capsys=capsys)
+
+    reasons = {row["op"]: row["why"] for row in result["float_nodes"]}
+    assert reasons["Mish"]
+
+
+@pytest.mark.parametrize("flag", ["-o", "--report", "--save-recipe", "--json"])
+@pytest.mark.parametrize("is_file", [False, True])
+def test_an_output_in_no_folder_is_refused_before_work(
+    flag: str,
+    is_file: bool,
+    capsys: pytest.CaptureFixture[str],
+    model: Path,
+    data: Path,
+    tmp_path: Path,
+) -> None:
+    if is_file:
+        (tmp_path / "nowhere").write_text("no folder")
     words = ["quantize", model, "--data", data, flag, tmp_path / "nowhere" / "file"]
     words += [] if flag == "-o" else ["-o", tmp_path / "q.onnx"]
 
