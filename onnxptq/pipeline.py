@@ -21,6 +21,7 @@ from onnxptq.report.inputs import PREPROCESS_KEY, DataOptions, open_for
 from onnxptq.report.layers import layer_rows
 from onnxptq.report.rows import QuantizeReport
 from onnxptq.report.totals import totals
+from onnxptq.rewrite.gates import fit_gates
 from onnxptq.rewrite.place import place
 from onnxptq.rewrite.qdq import insert_qdq
 from onnxptq.rewrite.weights import fit_scales
@@ -83,7 +84,8 @@ def quantize(
             prepared.model, stats, norms=prepared.norms, seed=settings.seed, progress=progress
         )
         recipe = methods.apply(recipe, settings.methods(), context)
-        recipe = fit_scales(prepared.model, methods.apply_defaults(recipe, context))
+        recipe = methods.apply_defaults(recipe, context)
+        recipe = fit_scales(prepared.model, fit_gates(prepared.model, recipe))
         samples = feeds.take(settings.report_samples) if settings.report_samples else None
     quantized = insert_qdq(prepared.model, recipe, settings.layout())
     _remember_preprocess(quantized, source, settings)

@@ -15,6 +15,7 @@ from onnxptq.ops.nodes import constant
 from onnxptq.ops.op import Case, Op
 from onnxptq.quant import QParams
 from onnxptq.recipe import Recipe
+from onnxptq.rewrite.gates import fit_gates
 from onnxptq.rewrite.options import Placing
 from onnxptq.rewrite.place import place
 from onnxptq.rewrite.weights import fit_scales
@@ -89,7 +90,7 @@ def with_ranges(model: ir.Model, recipe: Recipe, feeds: Mapping[str, Array]) -> 
         shape = tensor.params.scale.shape
         lo, hi = lo.reshape(shape), hi.reshape(shape)
         chosen[tensor.value] = QParams.from_range(lo, hi, tensor.params.spec)
-    return fit_scales(model, recipe.with_params(chosen, "test"))
+    return fit_scales(model, fit_gates(model, recipe.with_params(chosen, "test")))
 
 
 def placed(model: ir.Model, feeds: Mapping[str, Array], **choices: Any) -> Recipe:

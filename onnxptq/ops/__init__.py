@@ -11,6 +11,7 @@ from onnxptq.ops.flatten import FLATTEN
 from onnxptq.ops.gather import GATHER
 from onnxptq.ops.gemm import GEMM
 from onnxptq.ops.global_average_pool import GLOBAL_AVERAGE_POOL
+from onnxptq.ops.hard_sigmoid import HARD_SIGMOID
 from onnxptq.ops.leaky_relu import LEAKY_RELU
 from onnxptq.ops.mat_mul import MAT_MUL
 from onnxptq.ops.max_pool import MAX_POOL
@@ -59,5 +60,6 @@ OPS: dict[str, Op] = {
         PAD,
         RELU,
         CLIP,
+        HARD_SIGMOID,
     )
 }

@@ -6,6 +6,7 @@ import onnx_ir as ir
 
 from onnxptq import spec
 from onnxptq.graph import shapes, verify
+from onnxptq.passes.average_pool_to_global import AveragePoolToGlobal
 from onnxptq.passes.clip_from_min_max import ClipFromMinMax
 from onnxptq.passes.fix_reshape import FixReshape
 from onnxptq.passes.fold_affine import FoldAffine
@@ -13,9 +14,11 @@ from onnxptq.passes.fold_batch_norm import FoldBatchNorm
 from onnxptq.passes.fold_constants import FoldConstants
 from onnxptq.passes.fold_identity import FoldIdentity
 from onnxptq.passes.fold_pad import FoldPad
+from onnxptq.passes.hard_sigmoid import HardSigmoidForm
 from onnxptq.passes.lift_constants import LiftConstants
 from onnxptq.passes.merge_matmul_bias import MergeMatmulBias
 from onnxptq.passes.merge_slices import MergeSlices
+from onnxptq.passes.multiply_and_add import MultiplyAndAdd
 from onnxptq.passes.names import NameNodes, NameValues
 from onnxptq.passes.norm import Norm
 from onnxptq.passes.prepare import Prepared, prepare
@@ -42,6 +45,9 @@ PASSES: dict[str, type[Any]] = {
         FoldAffine,
         FoldPad,
         ReduceMeanToPool,
+        AveragePoolToGlobal,
+        HardSigmoidForm,
+        MultiplyAndAdd,
     )
 }
 

@@ -61,6 +61,14 @@ def static_shape(value: ir.Value | None) -> tuple[int, ...] | None:
     return tuple(value.shape.numpy())
 
 
+def static_dims(value: ir.Value | None, start: int) -> tuple[int, ...] | None:
+    """The dimensions from `start` on when each is a known number."""
+    if value is None or value.shape is None:
+        return None
+    dims = tuple(dim for dim in value.shape[start:] if isinstance(dim, int))
+    return dims if dims and len(dims) == len(value.shape) - start else None
+
+
 def rank(value: ir.Value | None) -> int | None:
     """The number of dimensions, or None when unknown."""
     return None if value is None or value.shape is None else len(value.shape)

@@ -10,6 +10,7 @@ from onnx_ir.passes.common import InlinePass, RemoveUnusedNodesPass, RemoveUnuse
 from onnxptq.errors import ModelError
 from onnxptq.graph import shapes, verify
 from onnxptq.graph.text import where
+from onnxptq.passes.average_pool_to_global import AveragePoolToGlobal
 from onnxptq.passes.clip_from_min_max import ClipFromMinMax
 from onnxptq.passes.edit import is_op
 from onnxptq.passes.fix_reshape import FixReshape
@@ -18,9 +19,11 @@ from onnxptq.passes.fold_batch_norm import META_KEY, FoldBatchNorm, is_training
 from onnxptq.passes.fold_constants import FoldConstants
 from onnxptq.passes.fold_identity import FoldIdentity
 from onnxptq.passes.fold_pad import FoldPad
+from onnxptq.passes.hard_sigmoid import HardSigmoidForm
 from onnxptq.passes.lift_constants import LiftConstants
 from onnxptq.passes.merge_matmul_bias import MergeMatmulBias
 from onnxptq.passes.merge_slices import MergeSlices
+from onnxptq.passes.multiply_and_add import MultiplyAndAdd
 from onnxptq.passes.names import NameNodes, NameValues
 from onnxptq.passes.norm import Norm
 from onnxptq.passes.opset import raise_opset
@@ -40,6 +43,8 @@ _FOLDS: tuple[ir.passes.InPlacePass, ...] = (
     FoldAffine(),
     FoldIdentity(),
     ReduceMeanToPool(),
+    AveragePoolToGlobal(),
+    MultiplyAndAdd(),
 )
 
 

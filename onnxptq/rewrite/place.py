@@ -111,6 +111,8 @@ def _activations(layout: Layout, ties: Ties, bits: Bits) -> dict[str, TensorQuan
     tensors: dict[str, TensorQuant] = {}
     for names in ties.groups(list(layout.values)):
         group = [layout.values[name] for name in names]
+        if is_derived(group[0], layout.regions):
+            continue
         spec = QuantSpec(bits.of_activation(group), signed=False)
         root = _root(group, set(names))
         for value in group:
@@ -119,7 +121,13 @@ def _activations(layout: Layout, ties: Ties, bits: Bits) -> dict[str, TensorQuan
             tensors[name] = TensorQuant(name, _role(value), QParams.unit(spec), tied_to)
             if is_constant(value) and tied_to is None:
                 tensors[name] = _constant(value, spec)
-    return {name: tensors[name] for name in layout.values}
+    return {name: tensors[name] for name in layout.values if name in tensors}
+
+
+def is_derived(value: ir.Value, regions: Regions) -> bool:
+    """Whether a value's parameters follow from another's: the output of a HardSigmoid on codes."""
+    producer = value.producer()
+    return producer is not None and producer.op_type == "HardSigmoid" and regions.holds(producer)
 
 
 def _root(group: list[ir.Value], names: set[str]) -> ir.Value:

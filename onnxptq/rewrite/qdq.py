@@ -15,7 +15,9 @@ from onnxptq.ops.op import Fusion
 from onnxptq.quant import QParams
 from onnxptq.recipe import Recipe, describe
 from onnxptq.rewrite.clamps import Clamp, clamp_of
-from onnxptq.rewrite.place import Layout, lay_out, regions_of
+from onnxptq.ops.hard_sigmoid import slope_of
+from onnxptq.rewrite.gates import GATE, gate_codes
+from onnxptq.rewrite.place import Layout, is_derived, lay_out, regions_of
 from onnxptq.rewrite.regions import activation_inputs, bias_of, record, weight_of
 from onnxptq.rewrite.storage import Storage, WeightWriter
 from onnxptq.rewrite.weights import bias_codes, weight_codes
@@ -25,6 +27,7 @@ DIGEST_KEY = "onnxptq.model_digest"
 STEPS_KEY = "onnxptq.methods"
 TENSOR_KEY = "onnxptq.tensor"
 CLAMP_KEY = "onnxptq.clamp"
+GATE_KEY = "onnxptq.gate"
 PAD_KEY = "onnxptq.pad_value"
 INT2_OPSET, INT2_IR_VERSION = 25, 13  # onnx PR 7446
 GUARD_KEY = "onnxptq.guard"
@@ -69,6 +72,7 @@ class _Writer:
         self._codes: dict[str, ir.Value] = {}
         self._real: dict[str, ir.Value] = {}
         self._names: dict[int, str] = {}
+        self._params: dict[str, QParams] = {}
         self._written: dict[str, ir.Value] = {}
 
     def write(self) -> ir.Model:
@@ -87,10 +91,11 @@ class _Writer:
     # Activations
 
     def _write_activation(self, name: str, value: ir.Value) -> None:
-        params = self._recipe.tensors[name].params
+        params = self._params_of(name, value)
         if is_constant(value):
             self._write_constant(name, value, params)
             return
+        self._params[name] = params
         readers = list(value.uses())
         producer = value.producer()
         replaced = self._layout.folded.get(name)
@@ -104,11 +109,24 @@ class _Writer:
         if replaced is not None:
             self._graph.remove(replaced, safe=True)
 
+    def _params_of(self, name: str, value: ir.Value) -> QParams:
+        if not is_derived(value, self._layout.regions):
+            return self._recipe.tensors[name].params
+        gate = value.producer()
+        assert gate is not None
+        assert gate.inputs[0] is not None
+        return gate_codes(gate, self._params[self._name_of(gate.inputs[0])]).params
+
+    def _name_of(self, value: ir.Value) -> str:
+        """The recipe's name of a value that may have been rerouted to its DequantizeLinear."""
+        return self._names.get(id(value), str(value.name))
+
     def _is_on_codes(self, node: ir.Node) -> bool:
         op = record(node)
         return self._layout.regions.holds(node) and op is not None and op.fusion is Fusion.ON_CODES
 
     def _write_constant(self, name: str, value: ir.Value, params: QParams) -> None:
+        self._params[name] = params
         array = constant(value)
         assert array is not None
         codes = self._add(f"{name}_quantized", params.quantize(array))
@@ -173,19 +191,26 @@ class _Writer:
         """Let Pad, Relu or Clip work on the codes of its input, whose parameters it shares."""
         source = node.inputs[0]
         assert source is not None
-        codes = self._codes[self._names[id(source)]]
+        inner = self._name_of(source)
+        codes = self._codes[inner]
         if node.op_type == "Pad":
             self._pad_codes(name, node, codes, params)
             return
-        lo, hi = _code_window(params, clamp_of(node))
+        if node.op_type == GATE:
+            text = json.dumps([node.name, *slope_of(node)])
+            lo, hi = int(params.code_lo), gate_codes(node, self._params[inner]).code_hi
+            key = GATE_KEY
+        else:
+            text, key = _clamp_text(node, clamp_of(node)), CLAMP_KEY
+            lo, hi = _code_window(params, clamp_of(node))
         ends = [
             self._add(f"{name}_code_lo", np.uint8(lo)),
             self._add(f"{name}_code_hi", np.uint8(hi)),
         ]
         output = _output(f"{name}_Clip_Output", codes)
         clip = ir.node("Clip", [codes, *ends], outputs=[output], name=node.name)
-        clip.metadata_props[CLAMP_KEY] = _clamp_text(node, clamp_of(node))
-        self._insert_after(codes, clip)
+        clip.metadata_props[key] = text
+        self._graph.insert_before(node, clip)
         self._codes[name] = output
 
     def _pad_codes(self, name: str, node: ir.Node, codes: ir.Value, params: QParams) -> None:
@@ -193,18 +218,18 @@ class _Writer:
         assert value is not None
         code = np.uint8(_code_of(value, params))
         fill = self._add(f"{name}_pad_code", code)
-        output = _output(f"{name}_Pad_Output", codes)
+        output = _output(f"{name}_Pad_Output", node.outputs[0])
         inputs: list[ir.Value | None] = [codes, node.inputs[1], fill, *node.inputs[3:]]
         padded = ir.node("Pad", inputs, dict(node.attributes), outputs=[output], name=node.name)
         padded.metadata_props.update(node.metadata_props)
         if len(node.inputs) > 2 and node.inputs[2] is not None:
             padded.metadata_props[PAD_KEY] = json.dumps([node.inputs[2].name, value])
-        self._insert_after(codes, padded)
+        self._graph.insert_before(node, padded)
         self._codes[name] = output
 
     def _write_dq(self, name: str, value: ir.Value | None) -> None:
         codes = self._codes[name]
-        scale, zero_point = self._parameters(name, self._recipe.tensors[name].params)
+        scale, zero_point = self._parameters(name, self._params[name])
         real = _output(f"{name}_DequantizeLinear_Output", value, ir.DataType.FLOAT)
         node = ir.node(
             "DequantizeLinear",
@@ -212,7 +237,9 @@ class _Writer:
             outputs=[real],
             name=f"{name}_DequantizeLinear",
         )
-        node.metadata_props[TENSOR_KEY] = json.dumps(describe(self._recipe.tensors[name]))
+        derived = value is not None and is_derived(value, self._layout.regions)
+        if not derived:
+            node.metadata_props[TENSOR_KEY] = json.dumps(describe(self._recipe.tensors[name]))
         self._insert_after(codes, node)
         self._real[name] = real
         self._names[id(real)] = name

@@ -22,6 +22,7 @@ from onnxptq.recipe import Recipe, Role, Step, TensorQuant, from_description
 from onnxptq.rewrite.qdq import (
     CLAMP_KEY,
     FLOAT_NODES_KEY,
+    GATE_KEY,
     GUARD_KEY,
     PAD_KEY,
     STEPS_KEY,
@@ -117,6 +118,10 @@ class _Stripper:
         if constant_codes is not None:
             self._restore_constant(dequantize, constant_codes, text)
             return
+        gate = self._gate(dequantize)
+        if gate is not None:
+            self._bypass(dequantize, gate)
+            return
         if text is None:
             raise ModelError(
                 f"{where(dequantize)}: it has no {TENSOR_KEY!r} entry, so the file was not written by "
@@ -173,6 +178,25 @@ class _Stripper:
         if node.op_type == "Clip":
             return self._clamp(json.loads(node.metadata_props[CLAMP_KEY]), inner, node, name)
         return self._pad(node, inner, name)
+
+    def _gate(self, dequantize: ir.Node) -> ir.Value | None:
+        """A HardSigmoid put back, where its codes are what is dequantized."""
+        codes = dequantize.inputs[0]
+        clip = None if codes is None else codes.producer()
+        if clip is None or GATE_KEY not in clip.metadata_props or clip.inputs[0] is None:
+            return None
+        name, alpha, beta = json.loads(clip.metadata_props[GATE_KEY])
+        real = dequantize.outputs[0]
+        output = ir.val(
+            str(real.name).removesuffix("_DequantizeLinear_Output"),
+            dtype=ir.DataType.FLOAT,
+            shape=real.shape,
+        )
+        source = self._real[id(clip.inputs[0])]
+        slope = {"alpha": alpha, "beta": beta}
+        node = ir.node("HardSigmoid", [source], slope, outputs=[output], name=name)
+        self._graph.insert_before(clip, node)
+        return output
 
     def _clamp(
         self, entry: dict[str, Any], source: ir.Value, before: ir.Node, name: str

@@ -57,7 +57,7 @@ def test_resnet20_becomes_convolutions_and_integer_friendly_nodes() -> None:
         "Add": 9,
         "Slice": 2,
         "Pad": 2,
-        "AveragePool": 1,
+        "GlobalAveragePool": 1,
         "Reshape": 1,
         "Gemm": 1,
     }

@@ -422,3 +422,71 @@ def test_uint8_is_what_activations_are_and_int8_what_weights_are(residual):
     assert all(t.params.spec == QuantSpec(8, signed=False) for t in recipe.activations())
     assert {t.params.spec.signed for t in recipe.weights()} == {True}
     assert {t.value: t.params.spec.axis for t in recipe.weights()}["w4"] == 0
+
+
+def test_hard_swish_runs_on_codes(rng):
+    model = from_text(
+        """swish (float[N, 4, 6, 6] x) => (float[N, 3, 6, 6] y) {
+          a = Conv (x, w1)
+          h = HardSwish (a)
+          y = Conv (h, w2)
+        }""",
+        rng,
+        {"w1": (4, 4, 1, 1), "w2": (3, 4, 1, 1)},
+    )
+    feeds = {"x": 4 * rng.normal(size=(4, 4, 6, 6)).astype(np.float32)}
+    recipe = placed(model, feeds)
+
+    quantized = insert_qdq(model, recipe, INT8)
+
+    assert lint(quantized).float_nodes == ()
+    expected = ort.session(model).run(feeds)["y"]
+    assert sqnr_db(expected, ort.session(quantized).run(feeds)["y"]) > 30
+    float_model, found = strip(quantized)
+    assert io.to_bytes(insert_qdq(float_model, found, INT8)) == io.to_bytes(quantized)
+
+
+def test_a_gate_whose_input_never_closes_it_still_has_a_code_for_zero(rng):
+    model = from_text(
+        """gate (float[N, 4, 6, 6] x) => (float[N, 3, 6, 6] y) {
+          a = Conv (x, w1)
+          r = Relu (a)
+          h = HardSigmoid <alpha = 0.2, beta = 0.5> (r)
+          m = Mul (r, h)
+          y = Conv (m, w2)
+        }""",
+        rng,
+        {"w1": (4, 4, 1, 1), "w2": (3, 4, 1, 1)},
+    )
+    feeds = feeds_for(model, rng)
+
+    recipe = placed(model, feeds)
+
+    step = float(recipe.tensors["r"].params.scale)
+    assert abs(float(recipe.tensors["r"].params.lo) - -2.5) <= step
+    expected = ort.session(model).run(feeds)["y"]
+    found = ort.session(insert_qdq(model, recipe, INT8)).run(feeds)["y"]
+    assert sqnr_db(expected, found) > 30
+
+
+def test_pads_computed_at_run_time_are_read_after_they_are_computed(rng):
+    model = from_text(
+        """late (float[N, 4, 6, 6] x, int64[8] more) => (float[N, 3, P, Q] y) {
+          a = Conv (x, w1)
+          pads = Add (more, more)
+          p = Pad (a, pads)
+          y = Conv (p, w2)
+        }""",
+        rng,
+        {"w1": (4, 4, 1, 1), "w2": (3, 4, 1, 1)},
+    )
+    feeds = {
+        "x": rng.normal(size=(2, 4, 6, 6)).astype(np.float32),
+        "more": np.array([0, 0, 1, 0, 0, 0, 0, 1], np.int64),
+    }
+
+    quantized = insert_qdq(model, placed(model, feeds), INT8)
+
+    verify.check(quantized)
+    expected = ort.session(model).run(feeds)["y"]
+    assert sqnr_db(expected, ort.session(quantized).run(feeds)["y"]) > 30
