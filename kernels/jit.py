@@ -20,11 +20,6 @@ def jit(function: Callable[P, R]) -> Callable[P, R]:
     return cast("Callable[P, R]", _njit(cache=True, nogil=True)(function))
 
 
-def inline(function: Callable[P, R]) -> Callable[P, R]:
-    """As `jit`, for leaf functions whose body must be copied into the calling loop to vectorise."""
-    return cast("Callable[P, R]", _njit(cache=True, nogil=True, inline="always")(function))
-
-
 def python_version(kernel: Callable[P, R]) -> Callable[P, R]:
     """The function behind a compiled kernel, to read its source or to run it without compiling."""
     return cast("Callable[P, R]", cast("Any", kernel).py_func)

@@ -2,7 +2,7 @@
 
 It has one of everything that a quantizer meets in a residual CNN: 3x3, 1x1 and depthwise
 convolutions, BatchNorm, ReLU and ReLU6, an Add with and one without a projection on its shortcut,
-MaxPool, GlobalAveragePool and a Gemm. Input [N, 1, 8, 8] in 0..1, output logits [N, 10].
+MaxPool, GlobalAveragePool and a Gemm. Input [N, 1, 8, 8] in 0..1, output [N, 10] (logits).
 """
 
 import torch

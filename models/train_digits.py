@@ -1,13 +1,12 @@
 """Trains digits.py on scikit-learn's handwritten digits and writes demo/digits.onnx.
 
-    python models/train_digits.py [--epochs 120] [--output models/demo/digits.onnx]
+    python models/train_digits.py [--epochs 100] [--output models/demo/digits.onnx]
 
-The held-out images (see demo/__init__.py) are looked at once, after the last epoch: nothing is chosen
-by them. Augmentation: shifts by up to one pixel, and rotation and scaling by a little.
+Under two minutes on one core, the same weights from the same seed. The held-out images (see
+demo/__init__.py) are looked at once, after the last epoch: nothing is chosen by them.
 """
 
 import argparse
-import sys
 import time
 from pathlib import Path
 
@@ -16,19 +15,17 @@ import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812 - torch's own convention
 
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE))
+from onnxptq import demo_data
+from onnxptq.export.builder import load_builder
+from onnxptq.export.torch_onnx import export_module
 
-from digits import build  # noqa: E402 - a neighbour, found by the path above
-
-from onnxptq import demo_data  # noqa: E402
-
+NETWORK = Path(__file__).resolve().with_name("digits.py")
 BATCH = 64
 SEED = 0
 
 
 def augment(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Rotates by up to 12 degrees, scales by up to 10 % and shifts by up to one pixel; [N, 1, 8, 8]."""
+    """Rotates by up to 12 degrees, scales by up to 10 %, shifts by up to a pixel; [N, 1, 8, 8]."""
     n = len(x)
 
     def uniform(limit: float) -> torch.Tensor:
@@ -73,41 +70,26 @@ def top1(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> float:
         return float((model(x).argmax(1) == y).float().mean())
 
 
-def export(model: nn.Module, output: Path) -> None:
-    model.eval()
-    torch.onnx.export(
-        model,
-        (torch.zeros(1, 1, 8, 8),),
-        str(output),
-        dynamo=False,
-        opset_version=20,
-        do_constant_folding=False,
-        training=torch.onnx.TrainingMode.PRESERVE,
-        input_names=[demo_data.INPUT_NAME],
-        output_names=[demo_data.OUTPUT_NAME],
-        dynamic_axes={demo_data.INPUT_NAME: {0: "N"}, demo_data.OUTPUT_NAME: {0: "N"}},
-    )
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--epochs", type=int, default=120)
+    parser.add_argument("--epochs", type=int, default=100)
     parser.add_argument("--output", type=Path, default=demo_data.model_path())
     arguments = parser.parse_args()
     torch.manual_seed(SEED)
     torch.set_num_threads(1)  # the sum of a reduction depends on the number of threads
     started = time.monotonic()
 
-    model = build()
+    model = load_builder(f"{NETWORK}:build")()
     x, y = (torch.from_numpy(array) for array in demo_data.load_train())
     train(model, x, y, arguments.epochs)
 
     _, x_test, y_test = (torch.from_numpy(array) for array in demo_data.load())
-    export(model, arguments.output)
+    accuracy = top1(model, x, y), top1(model, x_test, y_test)
+    exported = export_module(model, arguments.output, (1, 1, 8, 8))
     print(
-        f"train {top1(model, x, y):.2%}  held out {top1(model, x_test, y_test):.2%}  "
-        f"{arguments.output} {arguments.output.stat().st_size:,} bytes  "
-        f"{time.monotonic() - started:.0f} s"
+        f"top-1: train {accuracy[0]:.2%}, held out {accuracy[1]:.2%}; "
+        f"{arguments.output}: {arguments.output.stat().st_size:,} bytes, "
+        f"{exported.max_abs_diff:.1e} from torch; {time.monotonic() - started:.0f} s"
     )
 
 

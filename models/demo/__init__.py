@@ -1,7 +1,7 @@
 """The embedded model and its data: handwritten digits, for a first try without any download.
 
-The model is a file of this package; the images come from scikit-learn, so nothing but the weights is
-carried around. Neither needs torch.
+The model is a file of this package; the images come from scikit-learn, so nothing but the weights
+is carried around. Neither needs torch.
 """
 
 from pathlib import Path
@@ -12,12 +12,12 @@ import numpy.typing as npt
 from onnxptq.errors import CalibrationError
 
 INPUT_NAME = "input"
-OUTPUT_NAME = "logits"
+OUTPUT_NAME = "output"
 PIXEL_MAX = 16  # scikit-learn's digits count the ink in 4x4 blocks of a bitmap: 0..16
 
 
 def model_path() -> Path:
-    """The trained network: input `input` f32 [N, 1, 8, 8] in 0..1, output `logits` f32 [N, 10]."""
+    """The trained network: input `input` f32 [N, 1, 8, 8] in 0..1, output `output` f32 [N, 10]."""
     return Path(__file__).resolve().parent / "digits.onnx"
 
 

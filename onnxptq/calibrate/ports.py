@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from onnxptq.errors import CalibrationError
 
-Array = npt.NDArray[np.generic]
+Array = npt.NDArray[Any]
 Batch = dict[str, Array]
 
 

@@ -1,6 +1,7 @@
 """weights-minmax and weights-mse: scales of constant weights, one an output channel."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -13,7 +14,7 @@ from onnxptq.kernels import numeric
 from onnxptq.methods.method import Context
 from onnxptq.methods.mse import require_power
 from onnxptq.quant import F32, SMALLEST_SCALE, QParams, QuantSpec
-from onnxptq.recipe import Recipe
+from onnxptq.recipe import Recipe, TensorQuant
 from onnxptq.spec import to_text
 
 SHRINKS = np.linspace(1.0, 0.05, 96).astype(np.float32)
@@ -61,8 +62,9 @@ class WeightsMse:
     def fit(self, rows: F32, spec: QuantSpec) -> tuple[F32, npt.NDArray[np.int32]]:
         """Scale and lowest code of each row of weights [C, K]."""
         grids = weight_grids(spec)
-        # The last shrink lets the lowest code reach the largest weight, as weights-minmax may.
-        shrinks = np.append(SHRINKS, np.float32(grids[0, 1] / -grids[0, 0]))
+        # One more shrink lets the lowest code reach the largest weight, as weights-minmax may.
+        lowest_fits = np.float32(grids[0, 1] / -grids[0, 0])
+        shrinks = np.append(SHRINKS, lowest_fits)
         scales = np.empty(rows.shape[0], np.float32)
         chosen = np.empty(rows.shape[0], np.int32)
         numeric.search_weights(rows, shrinks, grids, self.p, scales, chosen)
@@ -87,17 +89,23 @@ def _cover(rows: F32, spec: QuantSpec) -> tuple[F32, npt.NDArray[np.int32]]:
 
 
 def _set_weights(recipe: Recipe, ctx: Context, fit: Fit, set_by: str) -> Recipe:
-    params: dict[str, QParams] = {}
-    for tensor in recipe.weights():
-        spec = tensor.params.spec
-        rows = channel_rows(weight_array(ctx.model, tensor.value), spec.axis)
-        scales, code_lo = fit(rows, spec)
-        scales = np.where(scales > 0, np.maximum(scales, SMALLEST_SCALE), np.float32(1))
-        shape = () if spec.axis is None else (rows.shape[0],)
-        scales = scales.astype(np.float32).reshape(shape)
-        zero_point = np.zeros(shape, np.int32)
-        params[tensor.value] = QParams(spec, scales, zero_point, code_lo.reshape(shape))
-    return recipe.with_params(params, set_by)
+    def params_of(tensor: TensorQuant) -> QParams:
+        return _params(weight_array(ctx.model, tensor.value), tensor.params.spec, fit)
+
+    weights = recipe.weights()
+    with ThreadPoolExecutor(ctx.jobs) as pool:
+        found = list(pool.map(params_of, weights))
+    names = [tensor.value for tensor in weights]
+    return recipe.with_params(dict(zip(names, found, strict=True)), set_by)
+
+
+def _params(array: F32, spec: QuantSpec, fit: Fit) -> QParams:
+    rows = channel_rows(array, spec.axis)
+    scales, code_lo = fit(rows, spec)
+    scales = np.where(scales > 0, np.maximum(scales, SMALLEST_SCALE), np.float32(1))
+    shape = () if spec.axis is None else (rows.shape[0],)
+    scales = scales.astype(np.float32).reshape(shape)
+    return QParams(spec, scales, np.zeros(shape, np.int32), code_lo.reshape(shape))
 
 
 def weight_array(model: ir.Model, name: str) -> F32:
