@@ -57,7 +57,7 @@ def test_the_page_names_what_was_compared(folder: Path) -> None:
     page = file_page(folder / "q.onnx", None, measured)
 
     assert "against its own weights in float" in page
-    assert "/stem/stem.0/Conv" in page
+    assert "stem.0" in page
 
 
 def test_the_page_of_quantize_has_its_figures(folder: Path) -> None:
