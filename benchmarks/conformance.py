@@ -2,9 +2,9 @@
 
     python benchmarks/conformance.py [--filter PATTERN] [--show]
 
-Each of onnx.backend.test's node cases whose float model onnxruntime loads is quantized at W8A8 with its
-own test data. A second variant turns the second and later inputs of Conv, Gemm, MatMul, Add, Mul and
-Concat into initializers, so that there are weights to quantize.
+Each of onnx.backend.test's node cases whose float model onnxruntime loads is quantized at W8A8 with
+its own test data. A second variant turns the second and later inputs of Conv, Gemm, MatMul, Add, Mul
+and Concat into initializers, so that there are weights to quantize.
 """
 
 import argparse
@@ -15,6 +15,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx
@@ -22,7 +23,7 @@ from onnx import numpy_helper
 from onnx.backend.test.loader import load_model_tests
 
 from onnxptq import ort, pipeline
-from onnxptq.errors import OnnxptqError
+from onnxptq.errors import ModelError, OnnxptqError
 from onnxptq.graph import io
 from onnxptq.runtime.lint import lint
 
@@ -38,7 +39,7 @@ class Outcome:
     name: str
     kind: str
     why: str = ""
-    core: str = ""
+    core: bool = False
     integer: bool = False
 
 
@@ -49,8 +50,12 @@ def cases(pattern: str) -> Iterator[tuple[str, onnx.ModelProto, dict[str, np.nda
             continue
         inputs = case.data_sets[0][0] if case.data_sets else []
         pairs = zip(case.model.graph.input, inputs, strict=False)
-        feeds = {value.name: array for value, array in pairs if isinstance(array, np.ndarray)}
+        feeds = {value.name: _array(array) for value, array in pairs if array is not None}
         yield case.name, case.model, feeds
+
+
+def _array(value: Any) -> Any:
+    return np.asarray(value) if isinstance(value, np.generic) else value
 
 
 def with_constants(model: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> onnx.ModelProto | None:
@@ -59,6 +64,8 @@ def with_constants(model: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> onnx
     if node is None or node.op_type not in WITH_CONSTANTS or len(model.graph.node) != 1:
         return None
     fixed = [name for name in node.input[1:] if name in feeds and name != node.input[0]]
+    if feeds[node.input[0]].dtype != np.float32:
+        return None
     if not fixed:
         return None
     copy = onnx.ModelProto()
@@ -71,10 +78,24 @@ def with_constants(model: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> onnx
     return copy
 
 
-def loads(model: onnx.ModelProto) -> str | None:
-    """Why onnxruntime refuses a model; None if it loads it."""
+def feeds_of(model: onnx.ModelProto, feeds: dict[str, Any]) -> dict[str, Any]:
+    """The feeds of the inputs that a variant still has."""
+    return {value.name: feeds[value.name] for value in model.graph.input if value.name in feeds}
+
+
+def has_weights(model: onnx.ModelProto) -> bool:
+    """Whether the model's layer is in float32 and has nothing but constants beside its input."""
+    node = model.graph.node[0]
+    kind = model.graph.input[0].type.tensor_type.elem_type
+    constants = {tensor.name for tensor in model.graph.initializer}
+    single = len(model.graph.node) == 1 and node.op_type in CORE
+    return single and kind == onnx.TensorProto.FLOAT and set(node.input[1:]) <= constants
+
+
+def refusal(model: onnx.ModelProto, feeds: dict[str, Any]) -> str | None:
+    """Why onnxruntime does not load or run a model; None if it does."""
     try:
-        ort.session(model.SerializeToString(), threads=1)
+        ort.session(model.SerializeToString(), threads=1).run(feeds)
     except OnnxptqError as error:
         return str(error)
     return None
@@ -82,29 +103,40 @@ def loads(model: onnx.ModelProto) -> str | None:
 
 def try_case(name: str, model: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> Outcome:
     """Quantize one case and run the result on the case's own inputs."""
-    core = next((n.op_type for n in model.graph.node if n.op_type in CORE), "")
-    names = {value.name for value in model.graph.input}
-    batch = {key: array for key, array in feeds.items() if key in names}
+    core = [n.name or n.output[0] for n in model.graph.node if n.op_type in CORE]
     try:
-        result = pipeline.quantize(model, [batch], report_samples=0)
+        result = pipeline.quantize(model, [feeds], report_samples=0)
+    except ModelError as error:
+        kind = "quantized already" if "already quantized" in str(error) else "refused"
+        return Outcome(name, kind, str(error), bool(core))
     except OnnxptqError as error:
-        return Outcome(name, "refused", f"{type(error).__name__}: {error}", core)
+        return Outcome(name, "refused", f"{type(error).__name__}: {error}", bool(core))
     except Exception:
-        return Outcome(name, "traceback", traceback.format_exc(limit=-3), core)
+        return Outcome(name, "traceback", traceback.format_exc(limit=-3), bool(core))
+    return look(name, result, feeds, bool(core))
+
+
+def look(name: str, result: pipeline.Quantized, feeds: dict[str, Any], core: bool) -> Outcome:
+    """Load the result, run it, and see whether a layer became integer."""
     try:
-        session = ort.session(io.to_bytes(result.model), threads=1)
-        session.run(batch)
-        found = lint(result.model)
+        ort.session(io.to_bytes(result.model), threads=1).run(feeds)
+        found = set(lint(result.model).integer_nodes)
     except OnnxptqError as error:
         return Outcome(name, "invalid", str(error), core)
     except Exception:
         return Outcome(name, "traceback", traceback.format_exc(limit=-3), core)
-    return Outcome(name, "ok", "", core, _has_integer(result.model, found))
+    integer = any(node.name in found and node.op_type in CORE for node in result.model.graph)
+    return Outcome(name, "ok", "", core, integer)
 
 
-def _has_integer(model: object, found: object) -> bool:
-    del model
-    return bool(getattr(found, "integer_nodes", ())) and not getattr(found, "float_nodes", ())
+def variants(
+    name: str, model: onnx.ModelProto, feeds: dict[str, Any]
+) -> Iterator[tuple[str, onnx.ModelProto]]:
+    """The model as it is, and with its weights as initializers where onnxruntime runs that."""
+    yield name, model
+    constant = with_constants(model, feeds)
+    if constant is not None and refusal(constant, feeds_of(constant, feeds)) is None:
+        yield f"{name} (weights constant)", constant
 
 
 def main() -> int:
@@ -115,34 +147,25 @@ def main() -> int:
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     counts: Counter[str] = Counter()
-    cores: Counter[tuple[str, bool]] = Counter()
+    layers: Counter[str] = Counter()
     for name, model, feeds in cases(options.filter):
         counts["cases"] += 1
-        refusal = loads(model)
-        if refusal is not None:
-            counts["float model refused by onnxruntime"] += 1
+        if refusal(model, feeds) is not None:
+            counts["float model not run by onnxruntime"] += 1
             continue
-        variants = [(name, model)]
-        constant = with_constants(model, feeds)
-        if constant is not None and loads(constant) is None:
-            variants.append((f"{name} (weights constant)", constant))
-        for label, variant in variants:
-            outcome = try_case(label, variant, feeds)
-            counts[outcome.kind + (" (variants)" if variant is not model else "")] += 1
-            if variant is not model or outcome.core in (
-                "MaxPool",
-                "AveragePool",
-                "GlobalAveragePool",
-            ):
-                cores[outcome.core, outcome.integer] += 1
-            if options.show and (outcome.kind != "ok" or (outcome.core and not outcome.integer)):
-                print(
-                    f"{outcome.kind:10s} {outcome.integer!s:6s} {label}: {outcome.why}", flush=True
-                )
+        for label, variant in variants(name, model, feeds):
+            outcome = try_case(label, variant, feeds_of(variant, feeds))
+            counts[outcome.kind + (" (weights constant)" if label != name else "")] += 1
+            wanted = outcome.core and has_weights(variant)
+            if wanted:
+                layers["integer" if outcome.integer else "float"] += 1
+            if options.show and (outcome.kind != "ok" or (wanted and not outcome.integer)):
+                print(f"{outcome.kind} {label}: {outcome.why}", flush=True)
     for key, count in sorted(counts.items()):
         print(f"{count:6d}  {key}")
-    for (core, integer), count in sorted(cores.items()):
-        print(f"{count:6d}  {core}: {'integer' if integer else 'float'}")
+    print("models with a float32 layer whose weights are initializers, or a pool:")
+    for key, count in sorted(layers.items()):
+        print(f"{count:6d}  {key}")
     return int(bool(counts["traceback"] or counts["invalid"]))
 
 

@@ -53,7 +53,7 @@ def run(arguments: list[str]) -> int:
         The exit code.
     """
     try:
-        return int(app(arguments, prog_name="onnxptq", standalone_mode=False) or 0)
+        code = int(app(arguments, prog_name="onnxptq", standalone_mode=False) or 0)
     except OnnxptqError as error:
         terminal.complain(str(error))
     except (typer.Abort, KeyboardInterrupt):
@@ -69,6 +69,10 @@ def run(arguments: list[str]) -> int:
         if message is None:
             raise
         terminal.complain(f"{message().rstrip('.')}; see onnxptq --help")
+    else:
+        if code == EXIT_INTERRUPTED:  # newer versions of typer catch Ctrl-C themselves
+            terminal.complain(INTERRUPTED)
+        return code
     return EXIT_BAD_INPUT
 
 
@@ -98,7 +102,7 @@ def _options(
 def quantize(
     model: flags.FloatModel,
     output: flags.OutputModel,
-    data: flags.Data,
+    data: flags.CalibrationData = None,
     bits: flags.Bits = "w8a8",
     method: flags.Method = None,
     recipe: flags.RecipeIn = None,
@@ -107,15 +111,17 @@ def quantize(
     float_: flags.Float = None,
     keep_first_last: flags.KeepFirstLast = True,
     second_input_8: flags.SecondInput8 = False,
+    per_tensor: flags.PerTensor = False,
     storage: flags.StorageFlag = flags.Storage.PACKED,
     target_ort: flags.TargetOrt = None,
     preprocess: flags.Preprocess = None,
     samples: flags.Samples = None,
-    batch_size: flags.BatchSize = 8,
+    batch_size: flags.CalibrationBatch = None,
     stats: flags.Stats = None,
-    jobs: flags.Jobs = 1,
+    jobs: flags.Jobs = 2,
     seed: flags.Seed = 0,
     report_: flags.Report = None,
+    report_samples: flags.ReportSamples = 8,
     json: flags.Json = None,
 ) -> None:
     """Write a quantized model that onnxruntime runs in its integer kernels."""
@@ -138,12 +144,14 @@ def quantize(
         float_patterns=tuple(float_ or ()),
         keep_first_last=keep_first_last,
         second_input_8=second_input_8,
+        per_channel=not per_tensor,
         storage=storage.value,
         target_ort=target_ort,
         preprocess=preprocess,
         samples=samples,
         batch_size=batch_size,
         stats=stats,
+        report_samples=report_samples,
         jobs=jobs,
         seed=seed,
         progress=Bar(),
@@ -237,13 +245,16 @@ def export(
     json: flags.Json = None,
 ) -> None:
     """Write a torch module as ONNX, and check that both compute the same."""
-    from onnxptq.export import torch_onnx
     from onnxptq.graph import io
 
-    answer = Output(json)
+    answer, shape = Output(json), _shape(input_)
     answer.check()
     io.writable(output)
-    result = torch_onnx.export(source, output, weights, _shape(input_), opset)
+    try:
+        from onnxptq.export import torch_onnx
+    except ImportError as error:
+        raise SpecError(f"export needs torch ({error}): pip install 'onnxptq[torch]'") from error
+    result = torch_onnx.export(source, output, weights, shape, opset)
     answer.say(
         f"wrote {output}: {result.nodes} nodes, at most {result.max_abs_diff:.3g} from torch"
     )

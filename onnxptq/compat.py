@@ -15,7 +15,6 @@ import onnx
 from onnxptq import passes, pipeline, spec
 from onnxptq.errors import CalibrationError, SpecError
 from onnxptq.graph import io
-from onnxptq.ops import OPS
 
 
 class Named(Protocol):
@@ -146,6 +145,7 @@ def quantize_static(
         method=method,
         per_channel=per_channel,
         float_patterns=keep_float,
+        report_samples=0,  # a reader is read once, and nothing of the report is returned
     )
     quantized.save(Path(model_output))
 
@@ -214,8 +214,14 @@ def _method(calibrate_method: Named | str, extra_options: Mapping[str, Any]) -> 
                 f"extra option {option}={value!r} is not supported: {_NEUTRAL[option].why}"
             )
     if name == "Percentile" and percentile is not None:
-        return f"percentile{{percent={float(percentile)}}}"
+        return f"percentile{{percent={_number('CalibPercentile', percentile)}}}"
     return _METHODS[name]
+
+
+def _number(option: str, value: object) -> float:
+    if isinstance(value, int | float):
+        return float(value)
+    raise SpecError(f"extra option {option}={value!r} is not a number")
 
 
 _USED_OPTIONS = ("CalibMaxIntermediateOutputs", "CalibPercentile")
@@ -227,23 +233,27 @@ def _excluded(
     nodes: Sequence[str] | None,
     excluded: Sequence[str] | None,
 ) -> tuple[str, ...]:
-    """Patterns of all that stays in float; node names are escaped."""
+    """Patterns of all that stays in float: operator types, and escaped node names.
+
+    Raises:
+        SpecError: A node to quantize does not exist.
+    """
+    if not (types or nodes or excluded):
+        return ()
+    in_memory = isinstance(model, onnx.ModelProto)
+    loaded = io.from_proto(model, "model_input") if in_memory else io.load(Path(model))
+    before = {str(node.name) for node in loaded.graph}
+    after = {str(node.name): node.op_type for node in passes.prepare(loaded).model.graph}
     patterns: list[str] = []
     if types:
-        patterns += sorted(set(OPS) - set(types))
+        patterns += sorted(set(after.values()) - set(types))
     if nodes:
-        patterns += map(_escape, sorted(_node_names(model) - set(nodes)))
-    patterns += map(_escape, excluded or ())
+        for name in sorted(set(nodes) - before - set(after)):
+            raise spec.unknown("node in nodes_to_quantize", name, after)
+        patterns += (_escape(name) for name in sorted(set(after) - set(nodes)))
+    # A node that was folded into another, as BatchNorm is, needs no exclusion any more.
+    patterns += (_escape(name) for name in excluded or () if name in after or name not in before)
     return tuple(patterns)
-
-
-def _node_names(model: str | Path | onnx.ModelProto) -> set[str]:
-    """Node names as they will be when the model is quantized."""
-    if isinstance(model, onnx.ModelProto):
-        loaded = io.from_proto(model, "model_input")
-    else:
-        loaded = io.load(Path(model))
-    return {str(node.name) for node in passes.prepare(loaded).model.graph}
 
 
 def _escape(name: str) -> str:

@@ -25,6 +25,15 @@ Data = Annotated[
         help="An .npz, a folder of images, or a folder of ONNX test_data_set_* folders.",
     ),
 ]
+CalibrationData = Annotated[
+    str | None,
+    typer.Option(
+        "--data",
+        metavar="DATA",
+        help="An .npz, a folder of images, or a folder of ONNX test_data_set_* folders."
+        " Needed unless --recipe is given.",
+    ),
+]
 Preprocess = Annotated[
     str | None,
     typer.Option(
@@ -39,10 +48,19 @@ Samples = Annotated[
 BatchSize = Annotated[
     int, typer.Option(metavar="N", min=1, help="Samples fed at a time; more needs more memory.")
 ]
+CalibrationBatch = Annotated[
+    int | None,
+    typer.Option(
+        "--batch-size",
+        metavar="N",
+        min=1,
+        help="Samples fed at a time. Default: as many as keep memory small.",
+    ),
+]
 TargetOrt = Annotated[
     str | None,
     typer.Option(
-        metavar="VERSION", help="The onnxruntime the file is for. Default: the installed."
+        metavar="VERSION", help="The onnxruntime the file is for. Default: every supported one."
     ),
 ]
 Reference = Annotated[
@@ -87,6 +105,9 @@ KeepFirstLast = Annotated[bool, typer.Option(help="Keep 8 bits at the network's 
 SecondInput8 = Annotated[
     bool, typer.Option("--second-input-8", help="Keep 8 bits at the second layer's input too.")
 ]
+PerTensor = Annotated[
+    bool, typer.Option("--per-tensor", help="One scale per weight instead of one per channel.")
+]
 StorageFlag = Annotated[
     Storage,
     typer.Option("--storage", help="packed: a 3-bit weight takes 3 bits. int8: plain int8 codes."),
@@ -95,11 +116,19 @@ Stats = Annotated[
     Path | None,
     typer.Option(metavar="F", help="Keep calibration here: an interrupted run goes on from it."),
 ]
-Jobs = Annotated[int, typer.Option(metavar="N", min=1, help="Processes to work with.")]
+Jobs = Annotated[
+    int, typer.Option(metavar="N", min=1, help="Threads for statistics and range searches.")
+]
 Seed = Annotated[int, typer.Option(metavar="N", help="Same seed, same bytes.")]
 Report = Annotated[
     Path | None,
     typer.Option("--report", metavar="F.html", help="Write a page of plots and tables."),
+]
+ReportSamples = Annotated[
+    int,
+    typer.Option(
+        metavar="N", min=0, help="Samples on which layers are compared; 0 for no comparison."
+    ),
 ]
 Source = Annotated[
     str, typer.Argument(metavar="SRC", help="path.py:build, or timm:NAME. Needs torch.")

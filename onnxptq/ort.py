@@ -71,7 +71,9 @@ class Session:
             raise ModelError(
                 f"onnxruntime could not run the model: {_first_line(error)}"
             ) from error
-        return {name: np.asarray(array) for name, array in zip(wanted, results, strict=True)}
+        # Sequences and maps, which no array holds, pass through as they are.
+        outputs: dict[str, Any] = dict(zip(wanted, results, strict=True))
+        return outputs
 
 
 def version() -> str:

@@ -21,6 +21,7 @@ from onnxptq.report.layers import layer_rows
 from onnxptq.report.rows import QuantizeReport
 from onnxptq.report.totals import totals
 from onnxptq.rewrite.gates import fit_gates
+from onnxptq.rewrite.place import place
 from onnxptq.rewrite.qdq import insert_qdq
 from onnxptq.rewrite.weights import fit_scales
 from onnxptq.settings import Settings
@@ -75,16 +76,11 @@ def quantize(
     if settings.recipe is not None:
         recipe = Recipe.load(settings.recipe)
     else:
-        feeds = _open(source, prepared.model, data, settings)
-        samples = feeds.take(settings.report_samples) if settings.report_samples else None
-        collecting = settings.collecting(progress)
-        recipe, stats = calibrate(prepared.model, feeds, settings.placing(), collecting)
-        context = Context(
-            prepared.model, stats, norms=prepared.norms, seed=settings.seed, progress=progress
-        )
-        recipe = methods.apply(recipe, settings.methods(), context)
-        recipe = methods.apply_defaults(recipe, context)
-        recipe = fit_scales(prepared.model, fit_gates(prepared.model, recipe))
+        recipe = place(prepared.model, settings.placing())
+        if recipe.activations():
+            feeds = _open(source, prepared.model, data, settings)
+            samples = feeds.take(settings.report_samples) if settings.report_samples else None
+            recipe = _decide(prepared, feeds, settings, progress)
     quantized = insert_qdq(prepared.model, recipe, settings.layout())
     _remember_preprocess(quantized, source, settings)
     batches = samples.batches(1) if samples else ()
@@ -92,6 +88,25 @@ def quantize(
     report = totals(source, prepared.model, quantized, recipe, rows)
     report = replace(report, seconds=time.perf_counter() - started)
     return Quantized(quantized, recipe, report, prepared.notes)
+
+
+def _decide(
+    prepared: passes.Prepared, feeds: Data, settings: Settings, progress: Progress
+) -> Recipe:
+    """Measure, choose ranges, and make them fit the integer arithmetic."""
+    model = prepared.model
+    recipe, stats = calibrate(model, feeds, settings.placing(), settings.collecting(progress))
+    context = Context(
+        model,
+        stats,
+        norms=prepared.norms,
+        seed=settings.seed,
+        jobs=settings.jobs,
+        progress=progress,
+    )
+    recipe = methods.apply(recipe, settings.methods(), context)
+    recipe = methods.apply_defaults(recipe, context)
+    return fit_scales(model, fit_gates(model, recipe))
 
 
 def _load(model: str | Path | onnx.ModelProto) -> ir.Model:

@@ -41,13 +41,15 @@ def calibrate(
         found = {
             name: f"value {name!r} was {_kind(stats, name)} during calibration"
             for name in stats
-            if stats[name].nan_count or stats[name].inf_count
+            if _kind(stats, name)
         }
         if not found:
             return recipe, stats
         unusable |= found
         # What was measured for the first placement does not serve the next one.
         options = replace(options, checkpoint=None)
+        if not place(model, placing, unusable).activations():
+            return place(model, placing, unusable), stats
 
 
 def _measure(model: ir.Model, recipe: Recipe, data: Data, options: CollectOptions) -> Stats:
@@ -60,4 +62,8 @@ def _measure(model: ir.Model, recipe: Recipe, data: Data, options: CollectOption
 
 
 def _kind(stats: Stats, name: str) -> str:
-    return "NaN" if stats[name].nan_count else "infinite"
+    """What keeps a value from having a range; empty if nothing does."""
+    seen = stats[name]
+    if seen.nan_count:
+        return "NaN"
+    return "infinite" if seen.inf_count else "" if seen.count else "empty"

@@ -70,23 +70,10 @@ def collect(
     stats = _start(data, values, options)
     if stats.samples and stats.samples == data.count:
         return stats
-    size = options.batch_size or _batch_size(run, data)
-    written = time.monotonic()
     options.progress.start("calibrate", data.count)
     options.progress.advance(stats.samples)
     try:
-        with ThreadPoolExecutor(options.jobs) as pool:
-            for batch in data.batches(size, stats.samples):
-                taps = _tap(run, batch, values)
-                with uninterrupted():
-                    list(pool.map(stats.update, values, [taps[name] for name in values]))
-                    stats.samples += data.feed_samples(batch)
-                del taps
-                _require_finite(stats, values, options)
-                options.progress.advance(data.feed_samples(batch))
-                if time.monotonic() - written > options.checkpoint_seconds:
-                    _write(stats, options)
-                    written = time.monotonic()
+        _update_with_all(stats, run, data, values, options)
     except KeyboardInterrupt:
         _write(stats, options)
         raise
@@ -96,6 +83,26 @@ def collect(
     if stats.samples == 0:
         raise CalibrationError("the data had no samples; at least one is needed")
     return stats
+
+
+def _update_with_all(
+    stats: Stats, run: Run, data: Data, values: Sequence[str], options: CollectOptions
+) -> None:
+    """Fold the batches that `stats` has not seen, and write a checkpoint from time to time."""
+    size = options.batch_size or _batch_size(run, data)
+    written = time.monotonic()
+    with ThreadPoolExecutor(options.jobs) as pool:
+        for batch in data.batches(size, stats.samples):
+            taps = _tap(run, batch, values)
+            with uninterrupted():
+                list(pool.map(stats.update, values, [taps[name] for name in values]))
+                stats.samples += data.feed_samples(batch)
+            del taps
+            _require_finite(stats, values, options)
+            options.progress.advance(data.feed_samples(batch))
+            if time.monotonic() - written > options.checkpoint_seconds:
+                _write(stats, options)
+                written = time.monotonic()
 
 
 def _start(data: Data, values: Sequence[str], options: CollectOptions) -> Stats:

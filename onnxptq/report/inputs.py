@@ -31,7 +31,7 @@ class DataOptions:
 
 
 def open_for(
-    model: ir.Model, inputs: Sequence[ort.Port], source: str, options: DataOptions
+    model: ir.Model, inputs: Sequence[ort.Port], source: object, options: DataOptions
 ) -> Data:
     """Open DATA for a model.
 

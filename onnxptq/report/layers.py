@@ -1,5 +1,6 @@
 """Layer by layer: what each quantized node's output lost against the float model."""
 
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,8 +13,8 @@ from onnxptq import ort
 from onnxptq.recipe import Recipe, Role
 from onnxptq.report.measure import Closeness
 from onnxptq.report.rows import LayerRow
-
-_CHAIN_LIMIT = 4  # QuantizeLinear, Clip on the codes, DequantizeLinear: more is not our layout
+from onnxptq.rewrite.qdq import TENSOR_KEY
+from onnxptq.rewrite.regions import CLAMPS
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,43 +49,54 @@ def layer_rows(
     Raises:
         ModelError: onnxruntime refuses a model or a batch.
     """
-    nodes = [node for node in model.graph if _is_quantized(node, recipe)]
-    taps = _taps(nodes, quantized)
+    nodes = [node for node in model.graph if _is_layer(node, recipe)]
+    taps = _taps(nodes, quantized, recipe)
     closeness = _compare(model, quantized, taps, batches)
     return tuple(_row(node, recipe, closeness.get(str(node.name))) for node in nodes)
 
 
-def _is_quantized(node: ir.Node, recipe: Recipe) -> bool:
+def _is_layer(node: ir.Node, recipe: Recipe) -> bool:
+    """Whether the node has a row; a clamp that vanished into its producer shares that one's."""
+    if str(node.name) in recipe.float_nodes:
+        return False
+    first = node.inputs[0] if node.inputs else None
+    if node.op_type in CLAMPS and (first is None or first.name not in recipe.tensors):
+        return False
     names = [value.name for value in (*node.inputs, *node.outputs) if value is not None]
-    return str(node.name) not in recipe.float_nodes and any(n in recipe.tensors for n in names)
+    return any(name in recipe.tensors for name in names)
 
 
-def _taps(nodes: Iterable[ir.Node], quantized: ir.Model) -> list[_Tap]:
-    values = {value.name: value for node in quantized.graph for value in node.outputs}
+def _taps(nodes: Iterable[ir.Node], quantized: ir.Model, recipe: Recipe) -> list[_Tap]:
+    """Where each node is compared; a node whose value is gone from the quantized model has none."""
+    real = _real_values(quantized)
     taps: list[_Tap] = []
     for node in nodes:
-        name = node.outputs[0].name
-        value = values.get(name)
-        if name is not None and value is not None:
-            taps.append(_Tap(node, name, _behind_dequantize(value)))
+        name = _stored_value(node, recipe)
+        if name in real:
+            taps.append(_Tap(node, name, real[name]))
     return taps
 
 
-def _behind_dequantize(value: ir.Value) -> str:
-    """Name of the DequantizeLinear output that stands for `value`; its own where there is none."""
-    quantizers = [node for node, _ in value.uses() if node.op_type == "QuantizeLinear"]
-    if not quantizers:
-        return str(value.name)
-    codes = quantizers[0].outputs[0]
-    for _ in range(_CHAIN_LIMIT):
-        readers = [node for node, _ in codes.uses()]
-        dequantize = [node for node in readers if node.op_type == "DequantizeLinear"]
-        if dequantize:
-            return str(dequantize[0].outputs[0].name)
-        if not readers:
-            break
-        codes = readers[0].outputs[0]
-    return str(value.name)
+def _stored_value(node: ir.Node, recipe: Recipe) -> str:
+    """The value that stands for the node's output: its own, or that of the clamp behind it."""
+    output = node.outputs[0]
+    readers = list(output.consumers())
+    if output.name not in recipe.tensors and len(readers) == 1 and readers[0].op_type in CLAMPS:
+        return str(readers[0].outputs[0].name)
+    return str(output.name)
+
+
+def _real_values(quantized: ir.Model) -> dict[str, str]:
+    """Value of the float model to that of the quantized model which holds the same real numbers.
+
+    Behind DequantizeLinear where it is stored as codes: so onnxruntime keeps its integer kernels.
+    """
+    names = {str(v.name): str(v.name) for node in quantized.graph for v in node.outputs}
+    for node in quantized.graph:
+        text = node.metadata_props.get(TENSOR_KEY)
+        if text is not None and node.op_type == "DequantizeLinear":
+            names[json.loads(text)["value"]] = str(node.outputs[0].name)
+    return names
 
 
 def _compare(

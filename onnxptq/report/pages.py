@@ -8,6 +8,7 @@ from onnxptq import __version__, ort, passes
 from onnxptq.calibrate.ports import Batch
 from onnxptq.calibrate.progress import Progress
 from onnxptq.calibrate.source import Data
+from onnxptq.errors import ModelError
 from onnxptq.graph import io
 from onnxptq.report.html import Page, render
 from onnxptq.report.inputs import DataOptions, open_for
@@ -52,11 +53,13 @@ def measure_file(
         progress: Told of each batch.
 
     Raises:
-        ModelError: A file is no model.
+        ModelError: A file is no model, or not one that `quantize` wrote.
         CalibrationError: The data cannot be read or do not fit.
     """
     quantized = io.load(model)
     own_float, recipe = strip(quantized)
+    if not recipe.tensors:
+        raise ModelError(f"{model}: nothing is quantized; give the file that quantize wrote")
     against = own_float if reference is None else passes.prepare(io.load(reference)).model
     data = open_for(quantized, ort.session(quantized).inputs, source, options)
     progress.start("measuring layers", data.count)

@@ -80,8 +80,9 @@ class QuantizeReport:
         """The figures with labels and units, for terminal and page."""
         ratio = self.bytes_quantized / max(self.bytes_float, 1)
         return {
-            "Quantized file": f"{size_text(self.bytes_quantized)} ({ratio:.3f}x)",
+            "Quantized file": size_text(self.bytes_quantized),
             "Float file": size_text(self.bytes_float),
+            "Ratio": f"{ratio:.3f}",
             "Average weight bits": f"{self.average_weight_bits:.2f}",
             "Quantized nodes": str(len(self.layers)),
             "Nodes in float": str(len(self.float_nodes)),

@@ -44,9 +44,9 @@ def totals(
 
 
 def file_bytes(model: ir.Model) -> int:
-    """What the model takes as a file, external data included."""
+    """How long the model's file is, graph and names included; of its weights alone above 2 GiB."""
     weights = size_bytes(model)
-    return weights if weights > io.INLINE_LIMIT_BYTES else len(io.to_bytes(model))
+    return len(io.to_bytes(model)) if weights <= io.INLINE_LIMIT_BYTES else weights
 
 
 def average_weight_bits(model: ir.Model, recipe: Recipe) -> float:

@@ -3,10 +3,11 @@
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
 import onnx_ir as ir
 
 from onnxptq.ops import OPS
-from onnxptq.ops.nodes import is_constant, is_float
+from onnxptq.ops.nodes import constant, is_constant, is_float
 from onnxptq.ops.op import Fusion, Op
 from onnxptq.rewrite.options import Placing, matches
 
@@ -154,7 +155,14 @@ def refusal(node: ir.Node) -> str | None:
     if wrong is not None:
         found = "of unknown type" if wrong.dtype is None else wrong.dtype.name.lower()
         return f"its input {wrong.name!r} is {found}, not float32"
+    if any(map(_is_infinite, activation_inputs(node))):
+        return "a constant it reads is infinite or NaN"
     return op.refuse(node)
+
+
+def _is_infinite(value: ir.Value) -> bool:
+    array = constant(value)
+    return array is not None and not np.isfinite(array).all()
 
 
 def _upstream(candidates: dict[str, ir.Node], wanted: Callable[[ir.Node], bool]) -> set[str]:

@@ -46,13 +46,12 @@ def find_ties(model: ir.Model, regions: Regions, folded: dict[str, ir.Node]) -> 
         op = record(node)
         if op is not None and op.rule.tied:
             source = next(iter(activation_inputs(node)))
-            for output in node.outputs:
-                if output.name:
-                    ties.join(str(source.name), str(output.name))
+            for output in (output for output in node.outputs if output.name):
+                ties.join(str(source.name), str(output.name))
         elif node.op_type == "Concat":
-            for value in activation_inputs(node):
-                if not is_constant(value) and _only_for_concat(value, folded):
-                    ties.join(str(value.name), str(node.outputs[0].name))
+            inputs = (value for value in activation_inputs(node) if not is_constant(value))
+            for value in (value for value in inputs if _only_for_concat(value, folded)):
+                ties.join(str(value.name), str(node.outputs[0].name))
     return ties
 
 

@@ -148,8 +148,9 @@ def test_a_report_sums_itself_up() -> None:
     report = QuantizeReport(1.25, 512.4, 4_000_000, 1_000_000, 7.5, (), ())
 
     assert report.summary() == {
-        "Quantized file": "1.00 MB (0.250x)",
+        "Quantized file": "1.00 MB",
         "Float file": "4.00 MB",
+        "Ratio": "0.250",
         "Average weight bits": "7.50",
         "Quantized nodes": "0",
         "Nodes in float": "0",
