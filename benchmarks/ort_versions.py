@@ -103,21 +103,23 @@ def conclude(files: dict[str, Made], table: dict[str, dict[str, Row]]) -> list[R
     )
     plain = [name for name, made in files.items() if made.plain]
     rows = [
-        _row("every file for no special target", "FLOOR", FLOOR, _first(plain, table)),
+        _row("every file for no special target", "FLOOR", FLOOR, first_working(plain, table)),
         _row(
             "every file for no special target",
             "pyproject.toml",
             parse_version(stated.partition(">=")[2]),
-            _first(plain, table),
+            first_working(plain, table),
         ),
     ]
     for dtype, version in NEEDS.items():
         with_it = [name for name, made in files.items() if dtype.name in made.holds.split(", ")]
-        rows.append(_row(f"files with {dtype.name}", "NEEDS", version, _first(with_it, table)))
+        rows.append(
+            _row(f"files with {dtype.name}", "NEEDS", version, first_working(with_it, table))
+        )
     return rows
 
 
-def _first(names: Sequence[str], table: dict[str, dict[str, Row]]) -> str | None:
+def first_working(names: Sequence[str], table: dict[str, dict[str, Row]]) -> str | None:
     """The lowest version from which on all these files work; None if the newest fails too."""
     first = None
     for version in reversed(list(table[names[0]]) if names else []):
