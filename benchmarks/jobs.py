@@ -1,0 +1,106 @@
+"""One piece of work in a process, so that time and memory are its own (`common.run_job`)."""
+
+# Each job imports what it needs, for the time and memory of the others.
+# ruff: noqa: PLC0415
+
+import gc
+import json
+import re
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+Answer = dict[str, Any]
+
+
+def quantize(model: str, data: str, output: str, **options: Any) -> Answer:
+    """Our `quantize`, loading and saving included."""
+    from onnxptq.pipeline import quantize as ours
+
+    started, cpu = time.perf_counter(), time.process_time()
+    result = ours(model, data, **options)
+    result.save(output)
+    return {
+        "call_wall_s": time.perf_counter() - started,
+        "call_cpu_s": time.process_time() - cpu,
+        "float_nodes": [str(node.node) for node in result.report.float_nodes],
+        "notes": list(result.notes),
+    }
+
+
+def quantize_static(
+    model: str, data: str, output: str, preprocess: str, method: str = "Percentile"
+) -> Answer:
+    """onnxruntime's own: `quant_pre_process`, then QDQ, per channel, uint8 and int8."""
+    from onnxruntime.quantization import (
+        CalibrationMethod,
+        QuantFormat,
+        QuantType,
+    )
+    from onnxruntime.quantization import (
+        quantize_static as theirs,
+    )
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    from benchmarks.feeds import NpzReader
+
+    started, cpu = time.perf_counter(), time.process_time()
+    prepared = Path(output).with_suffix(".prepared.onnx")
+    quant_pre_process(model, str(prepared), skip_symbolic_shape=True)
+    theirs(
+        str(prepared),
+        output,
+        NpzReader(Path(model), Path(data), preprocess),
+        quant_format=QuantFormat.QDQ,
+        per_channel=True,
+        activation_type=QuantType.QUInt8,
+        weight_type=QuantType.QInt8,
+        calibrate_method=CalibrationMethod[method],
+    )
+    return {
+        "call_wall_s": time.perf_counter() - started,
+        "call_cpu_s": time.process_time() - cpu,
+    }
+
+
+def load_times(models: dict[str, str], rounds: int) -> Answer:
+    """Seconds that onnxruntime takes to make a session of each file, one after the other."""
+    from onnxptq import ort
+
+    times: dict[str, list[float]] = {name: [] for name in models}
+    for _ in range(rounds):
+        for name, path in models.items():
+            gc.collect()
+            started = time.perf_counter()
+            ort.session(Path(path), threads=1)
+            times[name].append(time.perf_counter() - started)
+    return {"seconds": times}
+
+
+def peak_rss_mb() -> float:
+    """Highest resident memory of this process in 10^6 bytes.
+
+    Not `ru_maxrss`: Linux begins that at the memory of the process that started this one.
+    """
+    status = Path("/proc/self/status")
+    if status.is_file():
+        found = re.search(r"^VmHWM:\s+(\d+) kB$", status.read_text(encoding="utf-8"), re.M)
+        if found:
+            return int(found.group(1)) * 1024 / 1e6
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
+
+
+JOBS = {"quantize": quantize, "quantize_static": quantize_static, "load_times": load_times}
+
+
+def main(job: str, arguments: str) -> None:
+    answer = JOBS[job](**json.loads(arguments))
+    print(json.dumps({**answer, "peak_rss_mb": peak_rss_mb()}))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2])
