@@ -1,4 +1,4 @@
-"""Small models for tests: one node from a row of OPS, or ONNX text, with ranges from random data."""
+"""Small models for tests: one node from a row of OPS, or ONNX text; ranges from random data."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -59,6 +59,13 @@ def from_text(
     return passes.prepare(io.from_proto(model, "test")).model
 
 
+def array_of(model: ir.Model, name: str) -> Array:
+    """The numbers of an initializer."""
+    array = constant(model.graph.initializers[name])
+    assert array is not None
+    return array
+
+
 def feeds_for(model: ir.Model, rng: np.random.Generator, batch: int = 4) -> dict[str, Array]:
     """Random numbers for every input; symbolic dimensions become `batch`."""
     feeds: dict[str, Array] = {}
@@ -70,7 +77,7 @@ def feeds_for(model: ir.Model, rng: np.random.Generator, batch: int = 4) -> dict
 
 
 def with_ranges(model: ir.Model, recipe: Recipe, feeds: Mapping[str, Array]) -> Recipe:
-    """The recipe with minimum and maximum as ranges, and weight scales from their largest values."""
+    """The recipe with minimum and maximum as ranges, of activations and of weights."""
     inputs = {str(value.name) for value in model.graph.inputs}
     wanted = [t.value for t in recipe.activations()]
     taps = [name for name in wanted if name not in inputs]
@@ -81,8 +88,7 @@ def with_ranges(model: ir.Model, recipe: Recipe, feeds: Mapping[str, Array]) -> 
         spec = tensor.params.spec
         chosen[tensor.value] = QParams.from_range(array.min(), array.max(), spec)
     for tensor in recipe.weights():
-        array = constant(model.graph.initializers[tensor.value])
-        assert array is not None
+        array = array_of(model, tensor.value)
         axis = tensor.params.spec.axis
         rows = array.reshape(1, -1) if axis is None else np.moveaxis(array, axis, 0)
         rows = rows.reshape(rows.shape[0], -1)
