@@ -48,15 +48,22 @@ def one_node(op: Op, case: Case, rng: np.random.Generator) -> ir.Model:
     return passes.prepare(io.from_proto(proto, "test")).model
 
 
-def from_text(
+def proto_from_text(
     body: str, rng: np.random.Generator, weights: Mapping[str, tuple[int, ...]]
-) -> ir.Model:
-    """A prepared model from the text of a graph, with random weights of the given shapes."""
+) -> onnx.ModelProto:
+    """A model from the text of a graph, with random weights of the given shapes."""
     model = onnx.parser.parse_model('<ir_version: 10, opset_import: ["": 21]>\n' + body)
     for name, shape in weights.items():
         array = rng.normal(size=shape).astype(np.float32) / np.sqrt(max(1, np.prod(shape[1:])))
         model.graph.initializer.append(numpy_helper.from_array(array.astype(np.float32), name))
-    return passes.prepare(io.from_proto(model, "test")).model
+    return model
+
+
+def from_text(
+    body: str, rng: np.random.Generator, weights: Mapping[str, tuple[int, ...]]
+) -> ir.Model:
+    """A prepared model from the text of a graph, with random weights of the given shapes."""
+    return passes.prepare(io.from_proto(proto_from_text(body, rng, weights), "test")).model
 
 
 def array_of(model: ir.Model, name: str) -> Array:
