@@ -18,8 +18,8 @@ def calibrate(
 ) -> tuple[Recipe, Stats]:
     """Decide where codes go and collect statistics of those values over the data.
 
-    A value that was NaN or infinite has no range: the nodes around it are left in float, and what is
-    then left is measured again.
+    A value that was NaN or infinite has no range: the nodes around it are left in float, and what
+    is then left is measured again.
 
     Args:
         model: A prepared float model.

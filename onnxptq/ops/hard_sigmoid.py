@@ -1,7 +1,7 @@
 """HardSigmoid: a window of the input's codes, read with another scale and zero point.
 
-alpha * s * (q - z) + beta = (alpha * s) * (q - (z - beta / (alpha * s))), so between 0 and 1 the codes
-stay what they are. onnxruntime has no kernel for it on codes, but one for Clip.
+alpha * s * (q - z) + beta = (alpha * s) * (q - (z - beta / (alpha * s))), so between 0 and 1 the
+codes stay what they are. onnxruntime has no kernel for it on codes, but one for Clip.
 """
 
 import onnx_ir as ir
@@ -11,7 +11,7 @@ from onnxptq.ops.op import Case, Fusion, Op, QuantRule
 
 
 def slope_of(node: ir.Node) -> tuple[float, float]:
-    """alpha and beta, with their ONNX defaults."""
+    """Slope and shift, `alpha` and `beta`, with their ONNX defaults."""
     return float_attribute(node, "alpha", 0.2), float_attribute(node, "beta", 0.5)
 
 
