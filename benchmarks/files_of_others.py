@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from benchmarks.common import data_path, each, parser, progress, say, show, write_results
+from benchmarks.common import data_path, parser, progress, say, show, write_results
 from onnxptq import ort, pipeline
 from onnxptq.report.measure import Closeness
 

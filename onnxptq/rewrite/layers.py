@@ -67,11 +67,13 @@ class LayerWriter:
         assert array is not None
         stored = bias_codes(array, x_params, w_params, layer)
         codes = np.asarray(self._recipe.codes.get(name, stored.codes), np.int32)
-        inputs = (
-            self._sheet.add(f"{name}_quantized", codes),
-            self._sheet.add(f"{name}_quantized_scale", stored.scale),
-            self._sheet.add(f"{name}_quantized_zero_point", np.zeros_like(stored.scale, np.int32)),
-        )
+        value = self._sheet.add(f"{name}_quantized", codes)
+        scale = self._sheet.add(f"{name}_quantized_scale", stored.scale)
+        if stored.axis is None:
+            zero_point = self._sheet.add(f"{name}_quantized_zero_point", np.int32(0))
+        else:
+            zero_point = self._sheet.zeros(stored.scale.size, np.int32)
+        inputs = (value, scale, zero_point)
         real = ir.val(f"{name}_DequantizeLinear_Output", dtype=ir.DataType.FLOAT)
         self._sheet.dequantize(name, inputs, real, stored.axis)
         return real

@@ -56,6 +56,7 @@ def insert_qdq(model: ir.Model, recipe: Recipe, storage: Storage) -> ir.Model:
     written = model.clone()
     if recipe.tensors:
         _write(written, recipe, _possible(storage, io.opset(model)))
+        _forget_shapes(written)
     _sign(written, recipe)
     return written
 
@@ -85,6 +86,15 @@ def _write(model: ir.Model, recipe: Recipe, storage: Storage) -> None:
         if node.graph is not None and not layout.regions.holds(node):
             _guard(sheet, activations, node)
     sheet.drop_unused_initializers()
+
+
+def _forget_shapes(model: ir.Model) -> None:
+    """Drop the shapes of inner values: every runtime infers them, and they would be stored."""
+    outputs = {id(value) for value in model.graph.outputs}
+    for node in model.graph:
+        for value in node.outputs:
+            if id(value) not in outputs:
+                value.shape = value.type = None
 
 
 def _guard(sheet: Sheet, activations: ActivationWriter, node: ir.Node) -> None:

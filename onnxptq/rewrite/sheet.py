@@ -23,6 +23,7 @@ class Sheet:
 
     def __init__(self, graph: ir.Graph) -> None:
         self.graph = graph
+        self._zero_points: dict[str, ir.Value] = {}
 
     def add(self, name: str, array: npt.NDArray[np.generic] | np.generic) -> ir.Value:
         """Add an initializer."""
@@ -34,9 +35,22 @@ class Sheet:
         """Scale and zero point of a value, written out; tied values have their own."""
         known = self.graph.initializers.get(f"{name}_scale")
         if known is not None:
-            return known, self.graph.initializers[f"{name}_zero_point"]
+            return known, self._zero_points[name]
         zero_point = params.zero_point.astype(params.spec.container)
-        return self.add(f"{name}_scale", params.scale), self.add(f"{name}_zero_point", zero_point)
+        per_channel = zero_point.ndim > 0 and not zero_point.any()
+        self._zero_points[name] = (
+            self.zeros(zero_point.size, zero_point.dtype)
+            if per_channel
+            else self.add(f"{name}_zero_point", zero_point)
+        )
+        return self.add(f"{name}_scale", params.scale), self._zero_points[name]
+
+    def zeros(self, channels: int, dtype: npt.DTypeLike) -> ir.Value:
+        """A vector of zeros that all weights (or biases) of so many channels share."""
+        kind = np.dtype(dtype)
+        name = f"zero_point_{kind.name}_{channels}"
+        known = self.graph.initializers.get(name)
+        return self.add(name, np.zeros(channels, kind)) if known is None else known
 
     def insert_after(self, value: ir.Value, node: ir.Node) -> None:
         """Insert a node behind the one that makes `value`, or first where none does."""

@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from onnxptq import ort
 from onnxptq.errors import ModelError
+from onnxptq.graph import shapes
 from onnxptq.graph.io import digest
 from onnxptq.graph.text import where
 from onnxptq.ops.nodes import constant
@@ -47,6 +48,7 @@ def strip(model: ir.Model) -> tuple[ir.Model, Recipe]:
     model = model.clone()
     stripper = _Stripper(model, codes)
     stripper.run()
+    shapes.infer(model)
     props = model.metadata_props
     floats = json.loads(props.pop(FLOAT_NODES_KEY, "{}"))
     steps = tuple(Step(text) for text in _method_texts(props.pop(STEPS_KEY, "")))

@@ -15,7 +15,7 @@ import onnx
 import onnx_ir as ir
 
 from onnxptq import ort
-from onnxptq.graph import io
+from onnxptq.graph import io, shapes
 from onnxptq.ops.nodes import constant, is_constant
 from onnxptq.ops.op import Fusion
 from onnxptq.rewrite.regions import outer_consumers, record
@@ -88,7 +88,8 @@ def lint(source: Path | ir.Model, target_ort: str | None = None) -> Lint:
         ModelError: The file cannot be read or onnxruntime refuses it.
         SpecError: `target_ort` is not a version.
     """
-    model = io.load(source) if isinstance(source, Path) else source
+    model = io.load(source) if isinstance(source, Path) else source.clone()
+    shapes.infer(model)
     running = _Running(ort.optimized(source))
     named = _reasons(model)
     integer: list[str] = []
