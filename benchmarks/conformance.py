@@ -3,8 +3,8 @@
     python benchmarks/conformance.py [--filter PATTERN] [--show]
 
 Each of onnx.backend.test's node cases whose float model onnxruntime loads is quantized at W8A8 with
-its own test data. A second variant turns the second and later inputs of Conv, Gemm, MatMul, Add, Mul
-and Concat into initializers, so that there are weights to quantize.
+its own test data. A second variant turns the second and later inputs of Conv, Gemm, MatMul, Add,
+Mul and Concat into initializers, so that there are weights to quantize.
 """
 
 import argparse
@@ -50,8 +50,13 @@ def cases(pattern: str) -> Iterator[tuple[str, onnx.ModelProto, dict[str, np.nda
             continue
         inputs = case.data_sets[0][0] if case.data_sets else []
         pairs = zip(case.model.graph.input, inputs, strict=False)
-        feeds = {value.name: _array(array) for value, array in pairs if array is not None}
+        feeds = {value.name: _array(array) for value, array in pairs if _is_given(array)}
         yield case.name, case.model, feeds
+
+
+def _is_given(value: Any) -> bool:
+    """Optional inputs may be absent."""
+    return value is not None
 
 
 def _array(value: Any) -> Any:

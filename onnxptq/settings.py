@@ -52,7 +52,7 @@ class Settings:
     samples: int | None = None
     batch_size: int | None = None
     stats: Path | None = None
-    report_samples: int = 8
+    report_samples: int = 4
     jobs: int = 2
     seed: int = 0
 

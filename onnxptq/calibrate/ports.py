@@ -105,11 +105,15 @@ def cast(array: Array, port: PortInfo, where: str) -> Array:
 
 
 def require_finite(array: Array, name: str, where: str) -> None:
-    """Raise CalibrationError if a float array holds NaN or inf."""
+    """Raise CalibrationError if a float array holds NaN or +inf.
+
+    Minus infinity passes: attention masks are made of it. What reads it stays in float.
+    """
     if array.dtype.kind != "f" or np.isfinite(array).all():
         return
-    nans, infs = int(np.isnan(array).sum()), int(np.isinf(array).sum())
-    raise CalibrationError(
-        f"{where}: array {name!r} holds {nans} NaN and {infs} inf in {array.size} numbers; "
-        f"clean the data first"
-    )
+    nans, infs = int(np.isnan(array).sum()), int(np.isposinf(array).sum())
+    if nans or infs:
+        raise CalibrationError(
+            f"{where}: array {name!r} holds {nans} NaN and {infs} inf in {array.size} numbers; "
+            f"clean the data first"
+        )

@@ -11,7 +11,7 @@ from onnxptq.ops.op import Case, Fusion, Op, QuantRule
 
 
 def slope_of(node: ir.Node) -> tuple[float, float]:
-    """Slope alpha and offset beta, with their ONNX defaults."""
+    """Slope and shift, `alpha` and `beta`, with their ONNX defaults."""
     return float_attribute(node, "alpha", 0.2), float_attribute(node, "beta", 0.5)
 
 

@@ -13,8 +13,8 @@ from onnxptq import ort
 from onnxptq.recipe import Recipe, Role
 from onnxptq.report.measure import Closeness
 from onnxptq.report.rows import LayerRow
-from onnxptq.rewrite.qdq import TENSOR_KEY
 from onnxptq.rewrite.regions import CLAMPS
+from onnxptq.rewrite.sheet import TENSOR_KEY
 
 
 @dataclass(frozen=True, slots=True)

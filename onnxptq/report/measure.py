@@ -13,6 +13,8 @@ from onnxptq.report.rows import EQUAL_DB, Evaluation
 Array = npt.NDArray[Any]
 F64 = npt.NDArray[np.float64]
 
+BLOCK = 1 << 15
+
 _PROBABILITY_TOLERANCE = (
     1e-3  # rows of a float32 softmax add up to 1 within 1e-6; float16 within 1e-3
 )
@@ -29,13 +31,16 @@ class Closeness:
 
     def update(self, reference: Array, measured: Array) -> None:
         """Add one batch; both arrays have the same shape, sums are in float64."""
-        ref = np.asarray(reference, np.float64).ravel()
-        out = np.asarray(measured, np.float64).ravel()
-        error = ref - out
-        self.signal += float(ref @ ref)
-        self.noise += float(error @ error)
-        self.other += float(out @ out)
-        self.dot += float(ref @ out)
+        refs, outs = np.ravel(reference), np.ravel(measured)
+        # In blocks that stay in the cache: whole arrays in float64 take three times as long.
+        for start in range(0, refs.size, BLOCK):
+            ref = refs[start : start + BLOCK].astype(np.float64)
+            out = outs[start : start + BLOCK].astype(np.float64)
+            self.signal += float(ref @ ref)
+            self.other += float(out @ out)
+            self.dot += float(ref @ out)
+            ref -= out
+            self.noise += float(ref @ ref)
 
     @property
     def sqnr_db(self) -> float | None:

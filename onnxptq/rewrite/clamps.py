@@ -3,9 +3,11 @@
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import onnx_ir as ir
 
 from onnxptq.ops.nodes import input_at, scalar
+from onnxptq.quant import QParams
 from onnxptq.rewrite.regions import CLAMPS, Regions, activation_inputs, record
 
 
@@ -57,3 +59,21 @@ def _alone(node: ir.Node, regions: Regions) -> bool:
 def _moves(node: ir.Node) -> bool:
     op = record(node)
     return op is not None and op.rule.tied
+
+
+def code_window(params: QParams, limits: Clamp) -> tuple[int, int]:
+    """First and last code that lie in the bit window and between the codes of two real limits."""
+    lo, hi = int(params.code_lo), int(params.code_hi)
+    return (
+        min(max(lo, code_of(limits.lo, params)), hi),
+        max(min(hi, code_of(limits.hi, params)), lo),
+    )
+
+
+def code_of(real: float, params: QParams) -> int:
+    """The code that QuantizeLinear gives a number; the ends of the container for infinities."""
+    spec = params.spec
+    if math.isinf(real):
+        return spec.container_min if real < 0 else spec.container_max
+    steps = np.rint(np.float32(real) / params.scale)
+    return int(np.clip(steps + params.zero_point, spec.container_min, spec.container_max))

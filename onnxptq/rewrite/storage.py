@@ -21,6 +21,8 @@ Bytes = npt.NDArray[np.uint8]
 FLOOR: tuple[int, ...] = (1, 23, 2)
 """The oldest onnxruntime we write for; benchmarks/ort_versions.py measures it."""
 
+INT2_FROM: tuple[int, ...] = (1, 29, 0)
+
 PLANES = {2: (2,), 3: (2, 1), 4: (4,), 5: (4, 1), 6: (4, 2), 7: (4, 2, 1)}
 """A width as a sum of widths that divide a byte, lowest bits first."""
 
@@ -50,7 +52,7 @@ class Storage:
         if kind not in ("packed", "int8"):
             raise SpecError(f"storage {kind!r}: it must be packed or int8")
         version = parse_version(target) if target else FLOOR
-        int2 = target is not None and version >= (1, 24, 4)
+        int2 = target is not None and version >= INT2_FROM
         return cls("int8" if kind == "int8" else "packed", int4=version >= (1, 23, 2), int2=int2)
 
 

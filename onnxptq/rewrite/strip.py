@@ -1,7 +1,7 @@
 """QDQ model -> (float model, recipe): the way back, for files that `insert_qdq` wrote.
 
-The float weights are those that the codes stand for, so writing the recipe into them again gives the
-same file.
+The float weights are those that the codes stand for, so writing the recipe into them again gives
+the same file.
 """
 
 import json
@@ -15,11 +15,12 @@ import onnx_ir as ir
 
 from onnxptq import ort
 from onnxptq.errors import ModelError
+from onnxptq.graph import shapes
 from onnxptq.graph.io import digest
 from onnxptq.graph.text import where
 from onnxptq.ops.nodes import constant
 from onnxptq.recipe import Recipe, Role, Step, TensorQuant, from_description
-from onnxptq.rewrite.qdq import (
+from onnxptq.rewrite.sheet import (
     CLAMP_KEY,
     FLOAT_NODES_KEY,
     GATE_KEY,
@@ -37,8 +38,8 @@ def strip(model: ir.Model) -> tuple[ir.Model, Recipe]:
         model: The quantized model; it is not changed.
 
     Returns:
-        The float model whose weights and biases are what the codes stand for, and the recipe that was
-        written: `insert_qdq` of both gives the quantized model again, byte for byte.
+        The float model whose weights and biases are what the codes stand for, and the recipe that
+        was written: `insert_qdq` of both gives the quantized model again, byte for byte.
 
     Raises:
         ModelError: The model was not written by `insert_qdq`, or was changed since.
@@ -47,6 +48,7 @@ def strip(model: ir.Model) -> tuple[ir.Model, Recipe]:
     model = model.clone()
     stripper = _Stripper(model, codes)
     stripper.run()
+    shapes.infer(model)
     props = model.metadata_props
     floats = json.loads(props.pop(FLOAT_NODES_KEY, "{}"))
     steps = tuple(Step(text) for text in _method_texts(props.pop(STEPS_KEY, "")))
@@ -124,8 +126,8 @@ class _Stripper:
             return
         if text is None:
             raise ModelError(
-                f"{where(dequantize)}: it has no {TENSOR_KEY!r} entry, so the file was not written by "
-                f"onnxptq; only its own files can be taken apart"
+                f"{where(dequantize)}: it has no {TENSOR_KEY!r} entry, so the file was not written "
+                f"by onnxptq; only its own files can be taken apart"
             )
         tensor = self._remember(dequantize, text)
         codes = dequantize.inputs[0]

@@ -15,11 +15,11 @@ import onnx
 import onnx_ir as ir
 
 from onnxptq import ort
-from onnxptq.graph import io
+from onnxptq.graph import io, shapes
 from onnxptq.ops.nodes import constant, is_constant
 from onnxptq.ops.op import Fusion
-from onnxptq.rewrite.qdq import FLOAT_NODES_KEY
 from onnxptq.rewrite.regions import outer_consumers, record
+from onnxptq.rewrite.sheet import FLOAT_NODES_KEY
 from onnxptq.runtime.targets import complaints
 
 CONVERSIONS = ("QuantizeLinear", "DequantizeLinear")
@@ -88,7 +88,8 @@ def lint(source: Path | ir.Model, target_ort: str | None = None) -> Lint:
         ModelError: The file cannot be read or onnxruntime refuses it.
         SpecError: `target_ort` is not a version.
     """
-    model = io.load(source) if isinstance(source, Path) else source
+    model = io.load(source) if isinstance(source, Path) else source.clone()
+    shapes.infer(model)
     running = _Running(ort.optimized(source))
     named = _reasons(model)
     integer: list[str] = []
@@ -150,10 +151,31 @@ def _base(name: str) -> str:
 
 
 def _swallowed_by_float(node: ir.Node, running: dict[str, bool]) -> bool:
-    """A Relu inside a FusedConv, say: its producer's kernel does its work."""
+    """Whether a node that vanished went into a float kernel.
+
+    onnxruntime merges Conv, Add and Relu into one node named after the last one's output, and drops
+    a Relu into the Conv before it. Neither way leads through a QuantizeLinear or DequantizeLinear.
+    """
     source = node.inputs[0] if node.inputs else None
     producer = None if source is None else source.producer()
-    return producer is not None and running.get(str(producer.name), False)
+    if producer is not None and running.get(str(producer.name), False):
+        return True
+    pending, seen = list(node.successors()), set[int]()
+    while pending:
+        reader = pending.pop()
+        if reader.op_type in CONVERSIONS or id(reader) in seen:
+            continue
+        seen.add(id(reader))
+        found = [
+            running[name]
+            for name in (str(reader.name), *(str(value.name) for value in reader.outputs))
+            if name in running
+        ]
+        if any(found):
+            return True
+        if not found:
+            pending.extend(reader.successors())
+    return False
 
 
 def _compute_nodes(model: ir.Model) -> Iterator[ir.Node]:

@@ -9,7 +9,7 @@ from onnxptq.quant import QParams, QuantSpec
 from onnxptq.recipe import Recipe, Role, TensorQuant
 from onnxptq.report.layers import layer_rows
 from onnxptq.report.measure import Closeness
-from onnxptq.rewrite.qdq import TENSOR_KEY
+from onnxptq.rewrite.sheet import TENSOR_KEY
 
 U8, S4 = QuantSpec(8, signed=False), QuantSpec(4, signed=True, axis=0)
 FLOAT = """

@@ -80,7 +80,8 @@ def test_the_first_field_lies_in_the_lowest_bits():
 
 
 def test_int2_is_used_only_where_the_target_knows_it():
-    assert Storage.for_target("packed", "1.24.4").int2
+    assert Storage.for_target("packed", "1.29.0").int2
+    assert not Storage.for_target("packed", "1.24.4").int2
     assert not Storage.for_target("packed", None).int2
     assert not Storage.for_target("packed", "1.22.0").int4
 
