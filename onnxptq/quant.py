@@ -1,6 +1,7 @@
 """Integer formats and the affine map: real = scale * (code - zero_point)."""
 
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -9,6 +10,7 @@ from onnxptq.errors import CalibrationError, SpecError
 
 F32 = npt.NDArray[np.float32]
 I32 = npt.NDArray[np.int32]
+Number = TypeVar("Number", np.int32, np.float32)
 
 SMALLEST_SCALE = np.float32(2.0**-100)
 """Below this, products of two scales leave float32's normal range and lose digits."""
@@ -144,7 +146,7 @@ class QParams:
             zero_point = np.clip(np.rint(code_lo - low / scale), code_lo, code_hi).astype(np.int32)
         return cls(spec, scale, zero_point, np.full(scale.shape, code_lo, np.int32))
 
-    def along(self, values: npt.NDArray[np.int32] | F32, ndim: int) -> npt.NDArray[np.int32] | F32:
+    def along(self, values: npt.NDArray[Number], ndim: int) -> npt.NDArray[Number]:
         """Reshape a [C] parameter to broadcast along the channel axis of an `ndim`-D tensor."""
         if self.spec.axis is None or values.ndim == 0:
             return values

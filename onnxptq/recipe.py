@@ -184,7 +184,7 @@ def _step_to_dict(step: Step) -> dict[str, Any]:
 
 
 def describe(tensor: TensorQuant) -> dict[str, Any]:
-    """Everything about a decision but its scale and zero point, which a QDQ file holds as tensors."""
+    """A decision but for its scale and zero point, which a QDQ file holds as tensors."""
     spec = tensor.params.spec
     return {
         "value": tensor.value,

@@ -19,7 +19,7 @@ class Settings:
 
     Attributes:
         bits: Widths of weights and of the activations that layers read, for example "w4a8".
-        layer_bits: "PATTERN=w4a8" for nodes, operator types, values or weights; the last match wins.
+        layer_bits: "PATTERN=w4a8" for nodes, operator types, values or weights; the last one wins.
         method: Comma-separated methods, applied in order; None for the default ones.
         recipe: A saved recipe; all decisions are taken from it, and no data is needed.
         float_patterns: Nodes or operator types to leave in float.

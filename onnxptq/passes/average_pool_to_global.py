@@ -1,4 +1,4 @@
-"""average-pool-to-global: an AveragePool whose window is the whole image becomes GlobalAveragePool."""
+"""average-pool-to-global: an AveragePool over the whole image becomes GlobalAveragePool."""
 
 from dataclasses import dataclass
 from typing import ClassVar

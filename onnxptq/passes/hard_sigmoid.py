@@ -40,7 +40,7 @@ class HardSigmoidForm(ir.passes.InPlacePass):
 
 @dataclass(frozen=True, slots=True)
 class _Gate:
-    """Clip(source + shift, 0, top), times `factor` where that is given, divided by top in `last`."""
+    """Clip(source + shift, 0, top), times `factor` where there is one, divided by top in `last`."""
 
     clip: ir.Node
     source: ir.Value

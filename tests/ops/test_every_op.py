@@ -1,4 +1,4 @@
-"""All rows of OPS through the claims of their records, with no test written by hand (design 3.6)."""
+"""All rows of OPS through the claims of their records, with no test written by hand."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from onnxptq.rewrite.place import lay_out, place, regions_of
 from onnxptq.rewrite.qdq import insert_qdq
 from onnxptq.rewrite.storage import Storage
 from onnxptq.runtime.lint import lint
-from tests.models import feeds_for, one_node, sqnr_db, with_ranges
+from tests.small_models import feeds_for, one_node, sqnr_db, with_ranges
 
 ROWS = [
     pytest.param(op, case, id=f"{op.type}-{position}")
@@ -26,7 +26,7 @@ EIGHT_BIT_SQNR_DB = 25.0
 
 
 def everything_quantized(op: Op, case: Case, rng: np.random.Generator):
-    """The model of a case, its feeds, and a recipe that quantizes the node whatever its neighbours."""
+    """The model of a case, its feeds, and a recipe that quantizes the node in any case."""
     model = one_node(op, case, rng)
     feeds = feeds_for(model, rng)
     proposed = place(model, Placing())

@@ -45,7 +45,9 @@ def codes_in(params: QParams, shape: tuple[int, ...], rng: np.random.Generator) 
     int4=st.booleans(),
     seed=st.integers(0, 2**16),
 )
-def test_unpacked_codes_are_the_stored_ones(bits, channels, columns, shift, int4, seed):
+def test_unpacked_codes_are_the_stored_ones(
+    bits: int, channels: int, columns: int, shift: bool, int4: bool, seed: int
+):
     rng = np.random.default_rng(seed)
     shifted = rng.integers(0, 2, channels) if shift and bits < 8 else np.zeros(channels)
     params = params_of(bits, channels, shifted)

@@ -1,4 +1,4 @@
-"""Small models for tests: one node from a row of OPS, or ONNX text, with ranges from random data."""
+"""Small models for tests: one node from a row of OPS, or ONNX text; ranges from random data."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -48,15 +48,29 @@ def one_node(op: Op, case: Case, rng: np.random.Generator) -> ir.Model:
     return passes.prepare(io.from_proto(proto, "test")).model
 
 
-def from_text(
+def proto_from_text(
     body: str, rng: np.random.Generator, weights: Mapping[str, tuple[int, ...]]
-) -> ir.Model:
-    """A prepared model from the text of a graph, with random weights of the given shapes."""
+) -> onnx.ModelProto:
+    """A model from the text of a graph, with random weights of the given shapes."""
     model = onnx.parser.parse_model('<ir_version: 10, opset_import: ["": 21]>\n' + body)
     for name, shape in weights.items():
         array = rng.normal(size=shape).astype(np.float32) / np.sqrt(max(1, np.prod(shape[1:])))
         model.graph.initializer.append(numpy_helper.from_array(array.astype(np.float32), name))
-    return passes.prepare(io.from_proto(model, "test")).model
+    return model
+
+
+def from_text(
+    body: str, rng: np.random.Generator, weights: Mapping[str, tuple[int, ...]]
+) -> ir.Model:
+    """A prepared model from the text of a graph, with random weights of the given shapes."""
+    return passes.prepare(io.from_proto(proto_from_text(body, rng, weights), "test")).model
+
+
+def array_of(model: ir.Model, name: str) -> Array:
+    """The numbers of an initializer."""
+    array = constant(model.graph.initializers[name])
+    assert array is not None
+    return array
 
 
 def feeds_for(model: ir.Model, rng: np.random.Generator, batch: int = 4) -> dict[str, Array]:
@@ -70,7 +84,7 @@ def feeds_for(model: ir.Model, rng: np.random.Generator, batch: int = 4) -> dict
 
 
 def with_ranges(model: ir.Model, recipe: Recipe, feeds: Mapping[str, Array]) -> Recipe:
-    """The recipe with minimum and maximum as ranges, and weight scales from their largest values."""
+    """The recipe with minimum and maximum as ranges, of activations and of weights."""
     inputs = {str(value.name) for value in model.graph.inputs}
     wanted = [t.value for t in recipe.activations()]
     taps = [name for name in wanted if name not in inputs]
@@ -81,8 +95,7 @@ def with_ranges(model: ir.Model, recipe: Recipe, feeds: Mapping[str, Array]) -> 
         spec = tensor.params.spec
         chosen[tensor.value] = QParams.from_range(array.min(), array.max(), spec)
     for tensor in recipe.weights():
-        array = constant(model.graph.initializers[tensor.value])
-        assert array is not None
+        array = array_of(model, tensor.value)
         axis = tensor.params.spec.axis
         rows = array.reshape(1, -1) if axis is None else np.moveaxis(array, axis, 0)
         rows = rows.reshape(rows.shape[0], -1)
