@@ -1,5 +1,6 @@
 """Gemm: QGemm, with codes or with real numbers as output."""
 
+import numpy as np
 import onnx_ir as ir
 
 from onnxptq.ops.nodes import (
@@ -8,7 +9,6 @@ from onnxptq.ops.nodes import (
     float_attribute,
     input_at,
     int_attribute,
-    is_constant,
 )
 from onnxptq.ops.op import Case, Fusion, Op, QuantRule
 
@@ -26,11 +26,12 @@ def _refuse(node: ir.Node) -> str | None:
         return "onnxruntime's integer Gemm does not transpose its first input"
     if float_attribute(node, "alpha", 1.0) != 1.0 or float_attribute(node, "beta", 1.0) != 1.0:
         return "alpha or beta is not 1"
-    if input_at(node, 2) is not None:
-        bias = constant(node.inputs[2]) if is_constant(node.inputs[2]) else None
-        if bias is None or not fits_channels(bias, weight.shape[weight_axis(node)]):
-            return "its bias is not one constant per output channel"
-    return None
+    if input_at(node, 2) is None:
+        return None
+    bias = constant(node.inputs[2])
+    if bias is None or not fits_channels(bias, weight.shape[weight_axis(node)]):
+        return "its bias is not one constant per output channel"
+    return None if np.isfinite(bias).all() else "its bias is infinite or NaN"
 
 
 GEMM = Op(
