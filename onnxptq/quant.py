@@ -143,7 +143,9 @@ class QParams:
             zero_point = np.zeros(scale.shape, np.int32)
         else:
             scale = _positive((high - low) / (code_hi - code_lo))
-            zero_point = np.clip(np.rint(code_lo - low / scale), code_lo, code_hi).astype(np.int32)
+            steps = np.rint(code_lo - low / scale)
+            # numpy makes a number of an array without dimensions; asarray keeps the array.
+            zero_point = np.asarray(np.clip(steps, code_lo, code_hi), np.int32)
         return cls(spec, scale, zero_point, np.full(scale.shape, code_lo, np.int32))
 
     def along(self, values: npt.NDArray[Number], ndim: int) -> npt.NDArray[Number]:
