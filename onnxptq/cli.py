@@ -121,7 +121,7 @@ def quantize(
     jobs: flags.Jobs = 2,
     seed: flags.Seed = 0,
     report_: flags.Report = None,
-    report_samples: flags.ReportSamples = 8,
+    report_samples: flags.ReportSamples = 4,
     json: flags.Json = None,
 ) -> None:
     """Write a quantized model that onnxruntime runs in its integer kernels."""

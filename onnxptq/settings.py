@@ -1,6 +1,8 @@
 """Settings: every choice that `quantize` takes, checked before any work begins."""
 
-from dataclasses import dataclass, fields
+import operator
+import typing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +59,9 @@ class Settings:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for name in ("batch_size", "jobs"):
+            _require_at_least(1, name, getattr(self, name))
+        _require_at_least(0, "report_samples", self.report_samples)
         self.placing().overrides()
         self.placing().widths()
         self.layout()
@@ -64,16 +69,16 @@ class Settings:
 
     @classmethod
     def of(cls, options: dict[str, Any]) -> "Settings":
-        """Settings from keyword arguments.
+        """Settings from keyword arguments; a text stands for a path, or for a list of one entry.
 
         Raises:
             SpecError: An option does not exist, or a value is malformed.
         """
-        known = {field.name for field in fields(cls)}
+        known = typing.get_type_hints(cls)
         for name in options:
             if name not in known:
                 raise spec.unknown("option of quantize", name, known)
-        return cls(**options)
+        return cls(**{name: _fit(name, value, known[name]) for name, value in options.items()})
 
     def placing(self) -> Placing:
         """The choices that placement follows."""
@@ -109,3 +114,49 @@ class Settings:
         if not spec.parse(text, METHODS, "method"):
             raise SpecError("method: the text is empty; name at least one")
         return text
+
+
+_KINDS = {
+    str: "a text",
+    bool: "True or False",
+    int: "a whole number",
+    Path: "a path",
+    tuple: "a list of texts",
+}
+
+
+def _fit(name: str, value: object, hint: Any) -> Any:
+    """The value as the type of its field; refused where that would be guessing."""
+    choices = typing.get_args(hint) if typing.get_origin(hint) is not tuple else ()
+    if value is None and type(None) in choices:
+        return None
+    kind = choices[0] if choices else typing.get_origin(hint) or hint
+    if isinstance(value, bool) is not (kind is bool):
+        raise SpecError(f"{name} is {value!r}; expected {_KINDS[kind]}")
+    try:
+        return _as(kind, value)
+    except TypeError:
+        raise SpecError(f"{name} is {value!r}; expected {_KINDS[kind]}") from None
+
+
+def _as(kind: Any, value: Any) -> Any:
+    """The value as text, path, whole number or tuple of texts.
+
+    Raises:
+        TypeError: It is none.
+    """
+    if kind is int:
+        return operator.index(value)
+    if kind is Path:
+        return Path(value)
+    if kind is tuple:
+        entries = (value,) if isinstance(value, str) else tuple(value)
+        return tuple(_as(str, entry) for entry in entries)
+    if not isinstance(value, kind):
+        raise TypeError(f"{value!r} is no {kind}")
+    return value
+
+
+def _require_at_least(least: int, name: str, value: int | None) -> None:
+    if value is not None and value < least:
+        raise SpecError(f"{name} is {value}; at least {least} is needed")

@@ -295,6 +295,17 @@ def test_statistics_of_other_data_are_refused(net: onnx.ModelProto, images: Arra
         quantize(net, {"x": 2 * images}, stats=stats)
 
 
+def test_statistics_that_cannot_be_written_are_refused_before_work(
+    net: onnx.ModelProto, images: Array, tmp_path: Path
+):
+    progress = Counting()
+
+    with pytest.raises(ModelError, match="does not exist"):
+        quantize(net, {"x": images}, stats=tmp_path / "none" / "s.npz", progress=progress)
+
+    assert progress.fed == 0
+
+
 def test_each_layer_has_a_row(net: onnx.ModelProto, images: Array):
     result = quantize(net, {"x": images}, bits="w4a4")
 

@@ -16,6 +16,7 @@ from onnxptq.calibrate.source import Data
 from onnxptq.calibrate.stats import Stats
 from onnxptq.calibrate.stats_file import load_stats, save_stats
 from onnxptq.errors import CalibrationError
+from onnxptq.graph.files import writable
 
 TAP_BYTES = 64 << 20
 """Taps of one batch stay below this, unless one sample is larger by itself."""
@@ -65,6 +66,7 @@ def collect(
 
     Raises:
         CalibrationError: A value was NaN or inf, or the checkpoint is of another model or data.
+        ModelError: The checkpoint cannot be written.
     """
     options = options or CollectOptions()
     stats = _start(data, values, options)
@@ -109,6 +111,7 @@ def _start(data: Data, values: Sequence[str], options: CollectOptions) -> Stats:
     """Empty statistics, or those of the checkpoint."""
     if options.checkpoint is None:
         return Stats(options.channels, options.model_digest)
+    writable(options.checkpoint)
     digest = data.digest()
     if not digest or not options.checkpoint.exists():
         return Stats(options.channels, options.model_digest, digest)
