@@ -192,7 +192,7 @@ def describe(tensor: TensorQuant) -> dict[str, Any]:
         "bits": spec.bits,
         "signed": spec.signed,
         "axis": spec.axis,
-        "code_lo": _ints(tensor.params.code_lo),
+        "code_lo": _window_starts(tensor.params.code_lo),
         "tied_to": tensor.tied_to,
         "set_by": tensor.set_by,
     }
@@ -201,10 +201,31 @@ def describe(tensor: TensorQuant) -> dict[str, Any]:
 def from_description(entry: Mapping[str, Any], scale: F32, zero_point: I32) -> TensorQuant:
     """The decision that `describe` described, with the two tensors it left out."""
     spec = QuantSpec(bits=entry["bits"], signed=entry["signed"], axis=entry["axis"])
-    params = QParams(spec, scale, _like(zero_point, scale), _like(entry["code_lo"], scale))
+    code_lo = _read_window_starts(entry["code_lo"], scale.size)
+    params = QParams(spec, scale, _like(zero_point, scale), _like(code_lo, scale))
     return TensorQuant(
         entry["value"], Role(entry["role"]), params, entry["tied_to"], entry["set_by"]
     )
+
+
+def _window_starts(code_lo: I32) -> Any:
+    """One number, or "-2:9c0f": the lowest one, and as bits which channels begin one above it.
+
+    A list of numbers would take more room in a file than 1-bit weights.
+    """
+    first = int(code_lo.min()) if code_lo.size else 0
+    shifted = code_lo - first
+    if not shifted.any() or int(shifted.max()) > 1:
+        return _ints(code_lo)
+    return f"{first}:{np.packbits(shifted.astype(np.uint8).reshape(-1)).tobytes().hex()}"
+
+
+def _read_window_starts(entry: Any, channels: int) -> Any:
+    if not isinstance(entry, str):
+        return entry
+    first, _, shifted = entry.partition(":")
+    bits = np.unpackbits(np.frombuffer(bytes.fromhex(shifted), np.uint8), count=channels)
+    return int(first) + bits.astype(np.int32)
 
 
 def _like(values: npt.ArrayLike, scale: F32) -> I32:

@@ -103,7 +103,10 @@ def test_export_without_torch_says_what_to_install(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
-    monkeypatch.delitem(sys.modules, "onnxptq.export.torch_onnx", raising=False)
+    for name in [name for name in sys.modules if name.startswith("onnxptq.export")]:
+        monkeypatch.delitem(sys.modules, name)
+    if "onnxptq" in sys.modules:
+        monkeypatch.delattr(sys.modules["onnxptq"], "export", raising=False)
 
     text = complaint(capsys, "export", "net.py:build", "-o", tmp_path / "m.onnx")
 

@@ -6,7 +6,8 @@ from onnxptq.ops.op import Case, Fusion, Op, QuantRule
 
 
 def _refuse(node: ir.Node) -> str | None:
-    if len(node.outputs) > 1 and node.outputs[1].uses():
+    indices = node.outputs[1] if len(node.outputs) > 1 else None
+    if indices is not None and (indices.uses() or indices.is_graph_output()):
         return "its indices are used"
     return None
 

@@ -14,6 +14,7 @@ from onnxptq.passes.fold_batch_norm import FoldBatchNorm
 from onnxptq.passes.fold_constants import FoldConstants
 from onnxptq.passes.fold_identity import FoldIdentity
 from onnxptq.passes.fold_pad import FoldPad
+from onnxptq.passes.gemm_form import GemmForm
 from onnxptq.passes.hard_sigmoid import HardSigmoidForm
 from onnxptq.passes.lift_constants import LiftConstants
 from onnxptq.passes.merge_matmul_bias import MergeMatmulBias
@@ -42,6 +43,7 @@ PASSES: dict[str, type[Any]] = {
         MergeSlices,
         FoldBatchNorm,
         MergeMatmulBias,
+        GemmForm,
         FoldAffine,
         FoldPad,
         ReduceMeanToPool,

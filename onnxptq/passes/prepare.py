@@ -19,6 +19,7 @@ from onnxptq.passes.fold_batch_norm import META_KEY, FoldBatchNorm, is_training
 from onnxptq.passes.fold_constants import FoldConstants
 from onnxptq.passes.fold_identity import FoldIdentity
 from onnxptq.passes.fold_pad import FoldPad
+from onnxptq.passes.gemm_form import GemmForm
 from onnxptq.passes.hard_sigmoid import HardSigmoidForm
 from onnxptq.passes.lift_constants import LiftConstants
 from onnxptq.passes.merge_matmul_bias import MergeMatmulBias
@@ -41,6 +42,7 @@ _FOLDS: tuple[ir.passes.InPlacePass, ...] = (
     FoldPad(),
     FoldBatchNorm(),
     MergeMatmulBias(),
+    GemmForm(),
     FoldAffine(),
     FoldIdentity(),
     ReduceMeanToPool(),

@@ -14,7 +14,7 @@ from onnxptq.rewrite.options import Placing, matches
 CLAMPS = ("Relu", "Clip")
 """Operators that only narrow a range: Q(clamp(x)) = clamp(Q(x)), a window of codes."""
 
-ARITHMETIC = ("Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool")
+ARITHMETIC = ("Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool", "MaxPool")
 POOLS = ("AveragePool", "GlobalAveragePool")
 FLOAT_OUTPUT = ("Gemm", "MatMul")
 """Their integer kernels can give real numbers, so a last layer loses nothing to an output scale."""

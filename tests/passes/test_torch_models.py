@@ -100,7 +100,7 @@ def test_an_exported_network_comes_out_clean(tmp_path: Path, opset: int, dynamo:
     prepared = passes.prepare(io.load(path))
 
     found = Counter(node.op_type for node in prepared.model.graph)
-    activation = {"HardSwish"} if opset >= 14 else {"HardSigmoid", "Mul"}
+    activation = {"HardSigmoid", "Mul"}
     allowed = {"Conv", "Clip", "ConvTranspose", "GlobalAveragePool", "Flatten", "Gemm"}
     assert set(found) == allowed | activation
     assert prepared.notes == ()
