@@ -74,7 +74,7 @@ def make_files(network: Network, work: Path) -> dict[str, Made]:
     files: dict[str, Made] = {}
     for bits in WIDTHS:
         files[bits] = _make(network, work, bits, bits=bits)
-    for bits, target in (("w4a8", None), ("w2a8", "1.24.4")):
+    for bits, target in (("w4a8", None), ("w2a8", "1.29.0")):
         source = Recipe.load(work / f"{network.name}-{bits}.json")
         for kind, step in (("plain", 0), ("shifted", 1)):
             recipe = work / f"{network.name}-{bits}-{kind}.json"

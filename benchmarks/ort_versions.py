@@ -19,7 +19,7 @@ from benchmarks.ort_files import Made, digits, make_files, resnet20
 from onnxptq.rewrite.storage import FLOOR, parse_version
 from onnxptq.runtime.targets import NEEDS
 
-VERSIONS = ("1.22.*", "1.23.2", "1.24.4", "newest")
+VERSIONS = ("1.22.*", "1.23.2", "1.24.4", "1.29.0", "newest")
 PROBE = Path(__file__).resolve().parent / "ort_probe.py"
 
 
