@@ -208,6 +208,36 @@ def from_description(entry: Mapping[str, Any], scale: F32, zero_point: I32) -> T
     )
 
 
+PROVENANCE_DEFAULTS: Mapping[str, Any] = {
+    "role": "activation",
+    "bits": 8,
+    "signed": False,
+    "axis": None,
+    "code_lo": 0,
+    "tied_to": None,
+    "set_by": "",
+}
+
+
+def provenance(tensor: TensorQuant) -> str:
+    """`describe` as text for a node's metadata; what is usual is left out, for small files."""
+    entry = describe(tensor)
+    kept = {key: entry[key] for key, usual in PROVENANCE_DEFAULTS.items() if entry[key] != usual}
+    return json.dumps(kept, separators=(",", ":"))
+
+
+def read_provenance(text: str, value: str) -> dict[str, Any]:
+    """The entry behind a `provenance` text of the value so named.
+
+    Raises:
+        ValueError: Not such a text.
+    """
+    entry = json.loads(text)
+    if not isinstance(entry, dict):
+        raise ValueError(f"{text!r} is no JSON object")  # noqa: TRY004 - as json's own errors
+    return {**PROVENANCE_DEFAULTS, **entry, "value": value}
+
+
 def _window_starts(code_lo: I32) -> Any:
     """One number, or "-2:9c0f": the lowest one, and as bits which channels begin one above it.
 

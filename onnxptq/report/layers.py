@@ -1,6 +1,5 @@
 """Layer by layer: what each quantized node's output lost against the float model."""
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +13,6 @@ from onnxptq.recipe import Recipe, Role
 from onnxptq.report.measure import Closeness
 from onnxptq.report.rows import LayerRow
 from onnxptq.rewrite.regions import CLAMPS
-from onnxptq.rewrite.sheet import TENSOR_KEY
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,9 +91,8 @@ def _real_values(quantized: ir.Model) -> dict[str, str]:
     """
     names = {str(v.name): str(v.name) for node in quantized.graph for v in node.outputs}
     for node in quantized.graph:
-        text = node.metadata_props.get(TENSOR_KEY)
-        if text is not None and node.op_type == "DequantizeLinear":
-            names[json.loads(text)["value"]] = str(node.outputs[0].name)
+        if node.op_type == "DequantizeLinear":
+            names[str(node.name).removesuffix("_DequantizeLinear")] = str(node.outputs[0].name)
     return names
 
 

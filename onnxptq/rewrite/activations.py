@@ -11,7 +11,7 @@ from onnxptq.ops.hard_sigmoid import slope_of
 from onnxptq.ops.nodes import constant, is_constant, scalar
 from onnxptq.ops.op import Fusion
 from onnxptq.quant import QParams
-from onnxptq.recipe import Recipe, describe
+from onnxptq.recipe import Recipe, provenance
 from onnxptq.rewrite.clamps import Clamp, clamp_of, code_of, code_window
 from onnxptq.rewrite.gates import GATE, gate_codes
 from onnxptq.rewrite.place import Layout, is_derived
@@ -180,7 +180,7 @@ class ActivationWriter:
         real = real_like(f"{name}_DequantizeLinear_Output", value)
         node = self._sheet.dequantize(name, inputs, real)
         if not is_derived(value, self._layout.regions):
-            node.metadata_props[TENSOR_KEY] = json.dumps(describe(self._recipe.tensors[name]))
+            node.metadata_props[TENSOR_KEY] = provenance(self._recipe.tensors[name])
         self._names[id(real)] = name
         return real
 

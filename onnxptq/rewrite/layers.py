@@ -1,13 +1,11 @@
 """Weights and biases of a layer, as codes behind DequantizeLinear."""
 
-import json
-
 import numpy as np
 import onnx_ir as ir
 
 from onnxptq.ops.nodes import constant
 from onnxptq.quant import QParams
-from onnxptq.recipe import Recipe, describe
+from onnxptq.recipe import Recipe, provenance
 from onnxptq.rewrite.regions import activation_inputs, bias_of, record, weight_of
 from onnxptq.rewrite.sheet import TENSOR_KEY, Sheet, real_like
 from onnxptq.rewrite.storage import Storage, WeightWriter
@@ -53,7 +51,7 @@ class LayerWriter:
         inputs = (stored, *self._sheet.parameters(name, params))
         real = real_like(f"{name}_DequantizeLinear_Output", weight)
         node = self._sheet.dequantize(name, inputs, real, params.spec.axis)
-        node.metadata_props[TENSOR_KEY] = json.dumps(describe(self._recipe.tensors[name]))
+        node.metadata_props[TENSOR_KEY] = provenance(self._recipe.tensors[name])
         return real
 
     def _bias(

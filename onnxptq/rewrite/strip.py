@@ -19,7 +19,7 @@ from onnxptq.graph import shapes
 from onnxptq.graph.io import digest
 from onnxptq.graph.text import where
 from onnxptq.ops.nodes import constant
-from onnxptq.recipe import Recipe, Role, Step, TensorQuant, from_description
+from onnxptq.recipe import Recipe, Role, Step, TensorQuant, from_description, read_provenance
 from onnxptq.rewrite.sheet import (
     CLAMP_KEY,
     FLOAT_NODES_KEY,
@@ -91,8 +91,8 @@ def _dequantizers(model: ir.Model) -> Iterator[ir.Node]:
 
 
 def _is_activation(node: ir.Node) -> bool:
-    entry = json.loads(node.metadata_props.get(TENSOR_KEY, "{}"))
-    return entry.get("role") not in (Role.WEIGHT, Role.CONSTANT)
+    entry = read_provenance(node.metadata_props.get(TENSOR_KEY, "{}"), "")
+    return entry["role"] not in (Role.WEIGHT, Role.CONSTANT)
 
 
 class _Stripper:
@@ -138,7 +138,9 @@ class _Stripper:
         scale, zero_point = (constant(value) for value in dequantize.inputs[1:3])
         assert scale is not None
         assert zero_point is not None
-        tensor = from_description(json.loads(text), scale, zero_point.astype(np.int32))
+        name = str(dequantize.name).removesuffix("_DequantizeLinear")
+        entry = read_provenance(text, name)
+        tensor = from_description(entry, scale, zero_point.astype(np.int32))
         self.tensors[tensor.value] = tensor
         return tensor
 

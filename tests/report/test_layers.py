@@ -1,5 +1,3 @@
-import json
-
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -9,7 +7,6 @@ from onnxptq.quant import QParams, QuantSpec
 from onnxptq.recipe import Recipe, Role, TensorQuant
 from onnxptq.report.layers import layer_rows
 from onnxptq.report.measure import Closeness
-from onnxptq.rewrite.sheet import TENSOR_KEY
 
 U8, S4 = QuantSpec(8, signed=False), QuantSpec(4, signed=True, axis=0)
 FLOAT = """
@@ -46,9 +43,7 @@ def recipe() -> Recipe:
 
 def models() -> tuple[ir.Model, ir.Model]:
     quantized = from_text(QUANTIZED)
-    for node in quantized.graph:
-        if node.name == "h_DQ":
-            node.metadata_props[TENSOR_KEY] = json.dumps({"value": "h"})
+    next(node for node in quantized.graph if node.name == "h_DQ").name = "h_DequantizeLinear"
     return from_text(FLOAT), quantized
 
 
