@@ -107,7 +107,7 @@ def split(model: ir.Model, placing: Placing, unusable: Mapping[str, str]) -> Reg
             candidates[str(node.name)] = node
         elif _computes_reals(node):
             regions.reasons[str(node.name)] = reason
-    any_matmul = any(map(is_matmul, candidates.values()))
+    any_matmul = any(map(is_matmul, model.graph))
     feeds_matmul = _upstream(candidates, is_matmul) if any_matmul else set(candidates)
     core: Callable[[ir.Node], bool] = is_matmul if any_matmul else _is_arithmetic
     regions.integer = {name for name, node in candidates.items() if core(node)}

@@ -17,7 +17,8 @@ import onnx_ir as ir
 from onnxptq import ort
 from onnxptq.graph import io, shapes
 from onnxptq.ops.nodes import constant, is_constant
-from onnxptq.ops.op import Fusion
+from onnxptq.ops.op import Fusion, Op
+from onnxptq.passes.names import NameNodes
 from onnxptq.rewrite.regions import outer_consumers, record
 from onnxptq.rewrite.sheet import FLOAT_NODES_KEY
 from onnxptq.runtime.targets import complaints
@@ -89,8 +90,10 @@ def lint(source: Path | ir.Model, target_ort: str | None = None) -> Lint:
         SpecError: `target_ort` is not a version.
     """
     model = io.load(source) if isinstance(source, Path) else source.clone()
+    # onnxruntime's graph is read by node names, so every node needs one of its own.
+    NameNodes()(model)
     shapes.infer(model)
-    running = _Running(ort.optimized(source))
+    running = _Running(ort.optimized(model))
     named = _reasons(model)
     integer: list[str] = []
     floats: list[FloatNode] = []
@@ -215,8 +218,17 @@ def _why(node: ir.Node) -> str:
         return f"onnxruntime has no integer kernel for {node.op_type}"
     if op.fusion is Fusion.ON_CODES:
         return f"onnxruntime does not fuse {node.op_type}; on 8-bit codes it would run as integers"
-    reason = op.refuse(node) or _bare_input(node) or _bare_output(node)
+    reason = _bare_input(node) or _bare_output(node)
+    if reason is None and not _is_behind_dequantize(node, op):
+        reason = op.refuse(node)
     return reason or "onnxruntime did not fuse it: types, scales or bias do not match its rules"
+
+
+def _is_behind_dequantize(node: ir.Node, op: Op) -> bool:
+    """Whether the weight is stored as codes: then it only looks as if it were computed."""
+    weight = None if op.rule.weight is None else node.inputs[op.rule.weight]
+    producer = None if weight is None else weight.producer()
+    return producer is not None and producer.op_type == "DequantizeLinear"
 
 
 def _bare_input(node: ir.Node) -> str | None:

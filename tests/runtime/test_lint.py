@@ -124,10 +124,6 @@ def test_a_file_that_onnxruntime_refuses_is_named():
         lint(model)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="the weight of a Q/DQ file stands behind DequantizeLinear and is taken for computed",
-)
 @pytest.mark.parametrize(
     ("body", "expected"),
     [
@@ -171,7 +167,6 @@ def test_a_qdq_conv_of_others_is_found_to_be_integer():
     assert len(found.integer_nodes) == 1
 
 
-@pytest.mark.xfail(strict=True, reason="all nodes without a name get the fate of the first one")
 def test_nodes_without_names_are_told_apart():
     model = by_others(
         "e = Exp (xd)\n eq = QuantizeLinear (e, s, z)\n ed = DequantizeLinear (eq, s, z)\n"
