@@ -65,10 +65,23 @@ def test_nodes_around_an_unusable_value_stay_in_float(chain: ir.Model):
 
 
 def test_nothing_is_integer_where_all_layers_are_float(chain: ir.Model):
+    asked = "asked for by --float Conv"
+
     found = fates(chain, float_patterns=("Conv",))
 
-    assert found["r"] == found["p"] == BETWEEN_FLOAT
-    assert found["a"] == found["y"] == "asked for by --float Conv"
+    assert found == {"a": asked, "r": BETWEEN_FLOAT, "p": BETWEEN_FLOAT, "y": asked}
+
+
+def test_a_pool_without_any_layer_runs_on_codes(rng: np.random.Generator):
+    model = from_text(
+        """pool (float[N, 4, 8, 8] x) => (float[N, 4, 4, 4] y) {
+          y = MaxPool <kernel_shape = [2, 2], strides = [2, 2]> (x)
+        }""",
+        rng,
+        {},
+    )
+
+    assert fates(model) == {"y": INTEGER}
 
 
 def test_the_tail_behind_the_last_layer_stays_in_float(rng: np.random.Generator):
