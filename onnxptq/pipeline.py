@@ -109,14 +109,21 @@ def _decide(
     return fit_scales(model, fit_gates(model, recipe))
 
 
-def _load(model: str | Path | onnx.ModelProto) -> ir.Model:
-    named = not isinstance(model, onnx.ModelProto)
-    source = io.load(Path(model)) if named else io.from_proto(model, "the model")
+def _load(model: object) -> ir.Model:
+    name = "the model"
+    if isinstance(model, str | Path):
+        name, source = str(model), io.load(Path(model))
+    elif isinstance(model, onnx.ModelProto):
+        source = io.from_proto(model, name)
+    else:
+        kind = type(model).__name__
+        raise ModelError(f"model is a {kind}, expected a path or an onnx.ModelProto")
     found = passes.find_quantized(source)
     if found:
+        others = f" and {len(found) - 1} more" if len(found) > 1 else ""
         raise ModelError(
-            f"{model if named else 'the model'}: already quantized (node {found[0]!r} and "
-            f"{len(found) - 1} more); quantize the float model it was made from"
+            f"{name}: already quantized (node {found[0]!r}{others}); quantize the float model it "
+            f"was made from"
         )
     return source
 

@@ -272,7 +272,10 @@ def _tensor_to_dict(tensor: TensorQuant) -> dict[str, Any]:
 
 def _tensor_from_dict(name: str, entry: Mapping[str, Any]) -> TensorQuant:
     scale = np.asarray(entry["scale"], np.float32)
-    return from_description({**entry, "value": name}, scale, _like(entry["zero_point"], scale))
+    try:
+        return from_description({**entry, "value": name}, scale, _like(entry["zero_point"], scale))
+    except SpecError as error:
+        raise ValueError(f"tensor {name!r}: {error}") from error
 
 
 def _floats(values: F32) -> Any:

@@ -53,6 +53,8 @@ def parse(text: str, table: Mapping[str, type[Any]], what: str) -> tuple[Any, ..
             if text[position] != ",":
                 raise SpecError(f"{text!r}: expected a comma before {text[position:]!r}")
             position += 1
+            if not text[position:].strip():
+                raise SpecError(f"{text!r}: expected a {what} behind the last comma")
     return tuple(instances)
 
 

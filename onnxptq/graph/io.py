@@ -119,13 +119,24 @@ def to_bytes(model: ir.Model) -> bytes:
         ModelError: The model is above 2 GiB, or holds something that ONNX cannot store.
     """
     try:
-        return ir.serde.serialize_model(model).SerializeToString(deterministic=True)
+        return _lean(ir.serde.serialize_model(model)).SerializeToString(deterministic=True)
     except (ValueError, EncodeError, ir.serde.SerdeError) as error:
         size = skeleton.size_bytes(model)
         raise ModelError(
             f"model of {size / 1e9:.2f} GB cannot be stored as one ONNX message (limit 2 GiB): "
             f"{_first_line(error)}"
         ) from error
+
+
+def _lean(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Drop the value_info of initializers, which say their type and shape themselves."""
+    graph = proto.graph
+    stored = {tensor.name for tensor in graph.initializer}
+    kept = [value for value in graph.value_info if value.name not in stored]
+    if len(kept) < len(graph.value_info):
+        del graph.value_info[:]
+        graph.value_info.extend(kept)
+    return proto
 
 
 def _check_header(proto: onnx.ModelProto, source: str) -> None:

@@ -155,13 +155,13 @@ def refusal(node: ir.Node) -> str | None:
     if wrong is not None:
         found = "of unknown type" if wrong.dtype is None else wrong.dtype.name.lower()
         return f"its input {wrong.name!r} is {found}, not float32"
-    if any(map(_is_infinite, activation_inputs(node))):
+    if any(value is not None and _is_infinite(value) for value in node.inputs):
         return "a constant it reads is infinite or NaN"
     return op.refuse(node)
 
 
 def _is_infinite(value: ir.Value) -> bool:
-    array = constant(value)
+    array = constant(value) if is_float(value) else None
     return array is not None and not np.isfinite(array).all()
 
 

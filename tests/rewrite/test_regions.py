@@ -258,7 +258,7 @@ def test_an_infinite_bias_keeps_its_layer_in_float(rng: np.random.Generator):
     )
     set_infinite(model, "b")
 
-    assert fates(model) == {"y": "its bias is infinite or NaN"}
+    assert fates(model) == {"y": "a constant it reads is infinite or NaN"}
 
 
 def test_bodies_stay_in_float_and_do_not_stop_their_neighbours(rng: np.random.Generator):
