@@ -1,16 +1,16 @@
 """The .stats.npz file: statistics keyed by model and data, also of an unfinished run."""
 
 import json
-import os
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
 from onnxptq.calibrate.stats import HALF_BINS, Stats
-from onnxptq.errors import CalibrationError, ModelError
+from onnxptq.errors import CalibrationError
+from onnxptq.graph.files import write_atomically
 
 FORMAT = "onnxptq.stats/1"
 
@@ -55,16 +55,10 @@ def _span(counts: npt.NDArray[np.int64]) -> tuple[int, int]:
 
 
 def _write(path: Path, arrays: dict[str, npt.NDArray[Any]]) -> None:
-    beside = path.with_name(path.name + f".{os.getpid()}.part")
-    try:
-        with beside.open("wb") as file:
-            np.savez(file, **arrays)  # pyright: ignore[reportArgumentType] - stubs take a keyword for it
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    except OSError as error:
-        beside.unlink(missing_ok=True)
-        raise ModelError(f"{path}: cannot write the statistics ({error.strerror})") from error
+    def fill(file: BinaryIO) -> None:
+        np.savez(file, **arrays)  # pyright: ignore[reportArgumentType] - stubs take a keyword for it
+
+    write_atomically(path, fill)
 
 
 def load_stats(path: Path, model_digest: str, data_digest: str) -> Stats:

@@ -3,10 +3,10 @@
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
-import onnxruntime
 import torch
 from torch import nn
 
+from onnxptq import ort
 from onnxptq.errors import ModelError, SpecError
 
 INPUT_NAME = "input"
@@ -65,7 +65,7 @@ def max_abs_diff(module: nn.Module, model: ir.Model, input_shape: tuple[int, ...
     Raises:
         ModelError: It is beyond rounding, not finite, or onnxruntime cannot run the model.
     """
-    session = _session(model)
+    session = ort.session(model, threads=1)
     worst = 0.0
     for batch in CHECK_BATCHES:
         x = random_input(input_shape, batch)
@@ -99,29 +99,11 @@ def _difference(want: Array, have: Array, batch: int) -> float:
     return difference
 
 
-def _session(model: ir.Model) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 4  # what fails is raised, once, and need not be logged too
-    content = ir.to_proto(model).SerializeToString()
+def _run(session: ort.Session, x: Array, batch: int) -> list[Array]:
     try:
-        return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime's own exceptions have no common base but this
+        return list(session.run({INPUT_NAME: x}).values())
+    except ModelError as error:
         raise ModelError(
-            f"onnxruntime {onnxruntime.__version__} cannot load the exported model: "
-            + _first_line(error)
+            f"the exported model fails at batch size {batch} ({error}): "
+            "does forward fix the batch size?"
         ) from error
-
-
-def _run(session: onnxruntime.InferenceSession, x: Array, batch: int) -> list[Array]:
-    try:
-        return [np.asarray(output) for output in session.run(None, {INPUT_NAME: x})]
-    except Exception as error:
-        raise ModelError(
-            f"the exported model fails in onnxruntime at batch size {batch} "
-            f"({_first_line(error)}): does forward fix the batch size?"
-        ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0]

@@ -20,7 +20,6 @@ only GroupNormalization changed its meaning, which it never writes, so 21 is rea
 """
 
 import importlib
-import os
 import tempfile
 import warnings
 from collections.abc import Generator
@@ -37,6 +36,7 @@ from onnxptq.export.builder import load_builder
 from onnxptq.export.canonical import canonicalize
 from onnxptq.export.compare import INPUT_NAME, max_abs_diff, random_input, shape_text, torch_outputs
 from onnxptq.export.weights import load_weights
+from onnxptq.graph import io
 
 # Clip takes its bounds as inputs from 11 on; 21 is what the rest of onnxptq works on.
 OPSETS = (11, 21)
@@ -85,6 +85,8 @@ def export(
         ModelError: Weights do not fit, torch cannot export the module, the result differs from
             torch, or the file cannot be written.
     """
+    _check_arguments(input_shape, opset)
+    io.writable(output)
     module = load_builder(source, pretrained=weights is None)()
     if weights is not None:
         load_weights(module, weights)
@@ -109,6 +111,7 @@ def export_module(
         ModelError: As in `export`.
     """
     _check_arguments(input_shape, opset)
+    io.writable(output)
     module.eval()
     x = random_input(input_shape, TRACE_BATCH)
     expected = torch_outputs(module, x)
@@ -120,7 +123,7 @@ def export_module(
             model.opset_imports[""] = opset
             model.ir_version = IR_VERSIONS[opset]
         difference = max_abs_diff(module, model, input_shape)
-        _write(model, output)
+        io.save(model, output)
     return Exported(sum(1 for _ in model.graph), difference, output)
 
 
@@ -202,14 +205,3 @@ def _tied(module: nn.Module) -> dict[str, str]:
     for name, tensor in module.state_dict(keep_vars=True).items():
         tied[name] = first.setdefault((tensor.data_ptr(), tensor.shape), name)
     return tied
-
-
-def _write(model: ir.Model, output: Path) -> None:
-    """Writes beside, then renames: the old file or the new one, never half."""
-    beside = output.with_name(f".{output.name}.{os.getpid()}.tmp")
-    try:
-        ir.save(model, beside)
-        beside.replace(output)
-    except OSError as error:
-        beside.unlink(missing_ok=True)
-        raise ModelError(f"'{output}' cannot be written: {error}") from error

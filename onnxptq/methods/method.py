@@ -2,13 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol
+from typing import ClassVar, Protocol
 
 import onnx_ir as ir
 
 from onnxptq.calibrate.data import Data
 from onnxptq.calibrate.progress import Progress, Silent
 from onnxptq.calibrate.stats import TensorStats
+from onnxptq.passes import Norm
 from onnxptq.recipe import Recipe
 
 
@@ -31,7 +32,7 @@ class Context:
     stats: Mapping[str, TensorStats]
     batches: Data | None = None
     held_out: Data | None = None
-    norms: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    norms: Mapping[str, Norm] = field(default_factory=dict[str, Norm])
     seed: int = 0
     jobs: int = 1
     progress: Progress = field(default_factory=Silent)

@@ -6,6 +6,7 @@ import onnx_ir as ir
 
 from onnxptq import spec
 from onnxptq.graph import shapes, verify
+from onnxptq.passes.average_pool_to_conv import AveragePoolToConv
 from onnxptq.passes.average_pool_to_global import AveragePoolToGlobal
 from onnxptq.passes.clip_from_min_max import ClipFromMinMax
 from onnxptq.passes.fix_reshape import FixReshape
@@ -48,6 +49,7 @@ PASSES: dict[str, type[Any]] = {
         FoldPad,
         ReduceMeanToPool,
         AveragePoolToGlobal,
+        AveragePoolToConv,
         HardSigmoidForm,
         MultiplyAndAdd,
     )

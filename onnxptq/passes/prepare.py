@@ -10,6 +10,7 @@ from onnx_ir.passes.common import InlinePass, RemoveUnusedNodesPass, RemoveUnuse
 from onnxptq.errors import ModelError
 from onnxptq.graph import shapes, verify
 from onnxptq.graph.text import where
+from onnxptq.passes.average_pool_to_conv import AveragePoolToConv
 from onnxptq.passes.average_pool_to_global import AveragePoolToGlobal
 from onnxptq.passes.clip_from_min_max import ClipFromMinMax
 from onnxptq.passes.edit import is_op
@@ -47,6 +48,7 @@ _FOLDS: tuple[ir.passes.InPlacePass, ...] = (
     FoldIdentity(),
     ReduceMeanToPool(),
     AveragePoolToGlobal(),
+    AveragePoolToConv(),
     MultiplyAndAdd(),
 )
 

@@ -232,5 +232,5 @@ def test_other_npz_is_no_statistics_file(tmp_path: Path) -> None:
 
 
 def test_unwritable_folder_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"s.stats.npz: cannot write the statistics"):
+    with pytest.raises(ModelError, match=r"cannot write .*s.stats.npz: folder"):
         save_stats(filled(), tmp_path / "nowhere" / "s.stats.npz")

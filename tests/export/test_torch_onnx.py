@@ -167,13 +167,16 @@ def test_several_outputs_are_numbered(tmp_path: Path) -> None:
     assert [o.type.tensor_type.shape.dim[0].dim_param for o in outputs] == ["N", ""]
 
 
-def test_a_batch_size_written_into_forward_is_found(tmp_path: Path) -> None:
+def test_a_batch_size_written_into_forward_is_found_and_nothing_printed(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     module = Function(lambda x: x.reshape(int(x.shape[0]), 2, 2))
 
-    with pytest.raises(ModelError, match=r"fails in onnxruntime at batch size 1 .*fix the batch"):
+    with pytest.raises(ModelError, match=r"fails at batch size 1 .*fix the batch"):
         export_module(module, tmp_path / "m.onnx", (1, 4))
 
     assert list(tmp_path.iterdir()) == []
+    assert capfd.readouterr() == ("", "")
 
 
 def test_a_branch_on_values_is_found(tmp_path: Path) -> None:
@@ -222,7 +225,7 @@ def test_an_empty_shape_is_refused(tmp_path: Path, shape: tuple[int, ...]) -> No
 
 
 def test_a_folder_that_does_not_exist_is_named_and_nothing_is_left(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"nowhere.m\.onnx' cannot be written"):
+    with pytest.raises(ModelError, match=r"cannot write .*nowhere.m\.onnx: folder .* does"):
         export_module(Residual(), tmp_path / "nowhere" / "m.onnx", (1, 3, 8, 8))
 
 
