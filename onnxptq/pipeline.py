@@ -119,11 +119,11 @@ def _load(model: object) -> ir.Model:
         kind = type(model).__name__
         raise ModelError(f"model is a {kind}, expected a path or an onnx.ModelProto")
     found = passes.find_quantized(source)
-    if found:
+    for node in found:
         others = f" and {len(found) - 1} more" if len(found) > 1 else ""
         raise ModelError(
-            f"{name}: already quantized (node {found[0]!r}{others}); quantize the float model it "
-            f"was made from"
+            f"{name}: already quantized (node {node!r}{others}); quantize the float model it was "
+            f"made from"
         )
     return source
 
