@@ -1,4 +1,4 @@
-"""Two choices of the rewriter, measured: HardSwish on codes, and the shortcut of CIFAR ResNets.
+"""Three choices of the rewriter, measured: HardSwish, CIFAR shortcuts, weight zero points.
 
     python -m benchmarks.choices
 
@@ -11,28 +11,25 @@ interleaved.
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 
-from benchmarks.common import parser, say, show, write_results
-from onnxptq import ort, passes
-from onnxptq.graph import io
-from onnxptq.ops.nodes import constant
-from onnxptq.quant import QParams
-from onnxptq.rewrite.gates import fit_gates
-from onnxptq.rewrite.options import Placing
-from onnxptq.rewrite.place import place
-from onnxptq.rewrite.qdq import insert_qdq
-from onnxptq.rewrite.storage import Storage
-from onnxptq.rewrite.weights import fit_scales
+from benchmarks.common import parser, show, write_results
+from onnxptq import ort, pipeline
 
 HEAD = '<ir_version: 10, opset_import: ["": 21]>\n'
 SWISH = """g (float[1,64,28,28] x) => (float[1,64,28,28] y) {
   a = Conv (x, w1)  b = HardSwish (a)  c = Conv (b, w2)  d = HardSwish (c)  y = Conv (d, w3)
 }"""
 SWISH_WEIGHTS = {"w1": (64, 64, 1, 1), "w2": (64, 64, 1, 1), "w3": (64, 64, 1, 1)}
+LAYERS = """g (float[1,64,28,28] x) => (float[1,64,28,28] y) {
+  a = Conv <pads = [1, 1, 1, 1]> (x, w1)  b = Relu (a)
+  c = Conv <pads = [1, 1, 1, 1]> (b, w2)  d = Relu (c)  y = Conv <pads = [1, 1, 1, 1]> (d, w3)
+}"""
+LAYER_WEIGHTS = {"w1": (64, 64, 3, 3), "w2": (64, 64, 3, 3), "w3": (64, 64, 3, 3)}
 SHORTCUT = """g (float[1,16,32,32] x) => (float[1,32,16,16] y)
 <int64[2] start = {0, 0}, int64[2] end = {99, 99}, int64[2] axes = {2, 3}, int64[2] step = {2, 2},
  int64[8] pads = {0, 8, 0, 0, 0, 8, 0, 0}> {
@@ -46,8 +43,8 @@ UNIT_CONV = "s = Conv <strides = [2, 2]> (r, unit)"
 SHORTCUT_WEIGHTS = {"w1": (16, 16, 3, 3), "w2": (32, 16, 3, 3), "w3": (32, 32, 3, 3)}
 
 
-def build(text: str, weights: dict[str, tuple[int, ...]]) -> ir.Model:
-    """A prepared model with seeded random weights; `unit` copies channels 0..15 to 8..23."""
+def build(text: str, weights: dict[str, tuple[int, ...]]) -> onnx.ModelProto:
+    """A model with seeded random weights; `unit` copies channels 0..15 to 8..23."""
     rng = np.random.default_rng(0)
     proto = onnx.parser.parse_model(HEAD + text)
     arrays = {name: rng.normal(size=shape) / 10 for name, shape in weights.items()}
@@ -56,26 +53,12 @@ def build(text: str, weights: dict[str, tuple[int, ...]]) -> ir.Model:
     arrays["unit"] = unit
     for name, array in arrays.items():
         proto.graph.initializer.append(onnx.numpy_helper.from_array(array.astype(np.float32), name))
-    return passes.prepare(io.from_proto(proto, "the benchmark's model")).model
+    return proto
 
 
-def quantized(model: ir.Model, x: np.ndarray, *float_patterns: str) -> ort.Session:
-    """The model at W8A8 with minimum and maximum as ranges, loaded for one thread."""
-    recipe = place(model, Placing(float_patterns=float_patterns))
-    taps = [t.value for t in recipe.activations() if t.value != "x"]
-    arrays = {"x": x, **ort.session(ort.with_outputs(model, taps)).run({"x": x}, taps)}
-    chosen = {
-        t.value: QParams.from_range(arrays[t.value].min(), arrays[t.value].max(), t.params.spec)
-        for t in recipe.activations()
-    }
-    for tensor in recipe.weights():
-        rows = constant(model.graph.initializers[tensor.value])
-        assert rows is not None
-        rows = rows.reshape(rows.shape[0], -1)
-        spec = tensor.params.spec
-        chosen[tensor.value] = QParams.from_range(rows.min(axis=1), rows.max(axis=1), spec)
-    recipe = fit_scales(model, fit_gates(model, recipe.with_params(chosen, "minmax")))
-    written = insert_qdq(model, recipe, Storage("int8"))
+def quantized(model: onnx.ModelProto, x: np.ndarray, **options: Any) -> ort.Session:
+    """The model at W8A8, loaded for one thread."""
+    written = pipeline.quantize(model, {"x": x}, report_samples=0, **options).model
     for node in written.graph:
         _restore_hard_swish(written, node)
     return ort.session(written, threads=1)
@@ -116,7 +99,7 @@ def main() -> int:
     swish = build(SWISH, SWISH_WEIGHTS)
     swish_us = medians_us(
         {
-            "HardSwish in float": quantized(swish, x, "HardSigmoid", "Mul"),
+            "HardSwish in float": quantized(swish, x, float_patterns=("HardSigmoid", "Mul")),
             "window of codes, then Mul": quantized(swish, x),
         },
         x,
@@ -133,13 +116,23 @@ def main() -> int:
         x,
         options.runs,
     )
+    x = rng.normal(size=(1, 64, 28, 28)).astype(np.float32)
+    layers = build(LAYERS, LAYER_WEIGHTS)
+    weights_us = medians_us(
+        {
+            "weights without zero points": quantized(layers, x),
+            "weights with zero points": quantized(layers, x, method="mse,weights-asymmetric"),
+        },
+        x,
+        options.runs,
+    )
     rows = [
         {"form": name, "median_us": us}
-        for us_of in (swish_us, shortcut_us)
+        for us_of in (swish_us, shortcut_us, weights_us)
         for name, us in us_of.items()
     ]
     show("forms of the same thing", rows)
-    say(f"wrote {write_results('choices', {'rows': rows}, Path(options.out))}")
+    write_results("choices", {"rows": rows}, Path(options.out))
     return 0
 
 

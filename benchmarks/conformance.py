@@ -1,13 +1,12 @@
 """onnx's own node tests through `quantize`: does what comes out run, and do layers become integer?
 
-    python benchmarks/conformance.py [--filter PATTERN] [--show]
+    python -m benchmarks.conformance [--filter PATTERN]
 
 Each of onnx.backend.test's node cases whose float model onnxruntime loads is quantized at W8A8 with
 its own test data. A second variant turns the second and later inputs of Conv, Gemm, MatMul, Add,
 Mul and Concat into initializers, so that there are weights to quantize.
 """
 
-import argparse
 import fnmatch
 import sys
 import traceback
@@ -22,6 +21,7 @@ import onnx
 from onnx import numpy_helper
 from onnx.backend.test.loader import load_model_tests
 
+from benchmarks.common import parser, show, write_results
 from onnxptq import ort, pipeline
 from onnxptq.errors import ModelError, OnnxptqError
 from onnxptq.graph import io
@@ -146,13 +146,13 @@ def variants(
 
 def main() -> int:
     """Run all cases and print the counts; 1 if a traceback or an invalid model came out."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--filter", default="*")
-    parser.add_argument("--show", action="store_true", help="print every case that is not ok")
-    options = parser.parse_args()
+    made = parser(__doc__, "conformance")
+    made.add_argument("--filter", default="*", help="shell-style pattern of test names")
+    options = made.parse_args()
     warnings.simplefilter("ignore")
     counts: Counter[str] = Counter()
     layers: Counter[str] = Counter()
+    notable: list[dict[str, str]] = []
     for name, model, feeds in cases(options.filter):
         counts["cases"] += 1
         if refusal(model, feeds) is not None:
@@ -164,13 +164,16 @@ def main() -> int:
             wanted = outcome.core and has_weights(variant)
             if wanted:
                 layers["integer" if outcome.integer else "float"] += 1
-            if options.show and (outcome.kind != "ok" or (wanted and not outcome.integer)):
-                print(f"{outcome.kind} {label}: {outcome.why}", flush=True)
-    for key, count in sorted(counts.items()):
-        print(f"{count:6d}  {key}")
-    print("models with a float32 layer whose weights are initializers, or a pool:")
-    for key, count in sorted(layers.items()):
-        print(f"{count:6d}  {key}")
+            if outcome.kind != "ok" or (wanted and not outcome.integer):
+                why = outcome.why or "no layer became integer"
+                notable.append({"case": label, "outcome": outcome.kind, "why": why})
+    show(
+        "node tests of onnx through quantize", [{"what": k, "count": n} for k, n in counts.items()]
+    )
+    show("a float32 layer with constant weights, or a pool", [dict(layers)])
+    show("not ok, or without an integer layer", notable)
+    results = {"counts": dict(counts), "layers": dict(layers), "notable": notable}
+    write_results("conformance", results, options.out)
     return int(bool(counts["traceback"] or counts["invalid"]))
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from benchmarks.common import data_path, parser, progress, say, show, write_results
+from benchmarks.common import data_path, parser, progress, show, write_results
 from onnxptq import ort, pipeline
 from onnxptq.report.measure import Closeness
 
@@ -119,7 +119,7 @@ def main() -> int:
     show(
         "files of others, W8A8", [{k: v for k, v in r.items() if k != "float_nodes"} for r in rows]
     )
-    say(f"wrote {write_results('files_of_others', {'files': rows}, Path(options.out))}")
+    write_results("files_of_others", {"files": rows}, Path(options.out))
     return int(not all(row["finite"] for row in rows))
 
 

@@ -123,6 +123,18 @@ def test_the_same_seed_and_data_give_the_same_bytes(
     assert first.recipe.to_json() == second.recipe.to_json()
 
 
+def test_weight_zero_points_on_request_stay_fused(net: onnx.ModelProto, images: Array):
+    with pytest.warns(UserWarning, match=r"about \S+ times slower"):
+        result = quantize(net, {"x": images}, method="mse,weights-asymmetric")
+
+    assert result.report.float_nodes == ()
+    zero_points = [tensor.params.zero_point for tensor in result.recipe.weights()]
+    assert all(zero_point.any() for zero_point in zero_points)
+    expected = ort.session(net.SerializeToString()).run({"x": images})["y"]
+    found = ort.session(result.model).run({"x": images})["y"]
+    assert sqnr_db(expected, found) > 30
+
+
 @pytest.mark.parametrize("option", [{"batch_size": 1}, {"batch_size": 5}, {"jobs": 1}, {"jobs": 4}])
 def test_batches_and_threads_do_not_change_the_bytes(
     option: dict[str, Any], net: onnx.ModelProto, images: Array

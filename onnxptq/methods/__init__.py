@@ -9,7 +9,7 @@ from onnxptq.methods.method import Context, Method
 from onnxptq.methods.minmax import MinMax
 from onnxptq.methods.mse import Mse
 from onnxptq.methods.percentile import Percentile
-from onnxptq.methods.weights import WeightsMinMax, WeightsMse
+from onnxptq.methods.weights import WeightsAsymmetric, WeightsMinMax, WeightsMse
 from onnxptq.recipe import Recipe, Step
 from onnxptq.spec import parse, to_text
 
@@ -22,6 +22,7 @@ METHODS: dict[str, type[Any]] = {
         Entropy,
         WeightsMinMax,
         WeightsMse,
+        WeightsAsymmetric,
     )
 }
 

@@ -101,12 +101,13 @@ def _fit(node: ir.Node, params: QParams, x: QParams, recipe: Recipe) -> QParams:
     needed = np.zeros(channels)
     if real_bias is not None:
         codes = weight_codes(array, params, recipe.codes.get(str(weight.name)))
-        sums = _per_channel(np.abs(codes.astype(np.int64)), params, channels).sum(axis=1)
+        sizes = np.abs(codes.astype(np.int64) - params.along(params.zero_point, codes.ndim))
+        sums = _per_channel(sizes, params, channels).sum(axis=1)
         if params.spec.axis is None:
             op = record(node)
             assert op is not None
             axis = op.rule.weight_axis(node) if op.rule.weight_axis else 0
-            whole = np.moveaxis(np.abs(codes.astype(np.int64)), axis or 0, 0)
+            whole = np.moveaxis(sizes, axis or 0, 0)
             sums = whole.reshape(whole.shape[0], -1).sum(axis=1).max(keepdims=True)
         room = INT32_MAX - sums * _reach(x)
         worst = np.abs(real_bias.reshape(-1).astype(np.float64))

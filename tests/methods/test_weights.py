@@ -133,3 +133,17 @@ def test_search_tries_at_least_80_shrinks() -> None:
     ]
     best = tried[int(np.argmin(errors))]
     assert (scales[0], code_lo[0]) == (pytest.approx(best[0], rel=1e-5), best[1])
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("axis", [0, None])
+def test_zero_points_let_both_ends_of_a_channel_fit(bits: int, axis: int | None) -> None:
+    weight = normal(6, 40) + np.float32(1.5)
+
+    with pytest.warns(UserWarning, match=r"about 1\.5 times slower"):
+        params = fitted("weights-asymmetric", weight, bits, axis)
+
+    error = np.abs(params.round_trip(weight) - weight)
+    # Half a step for the weight, and half a step for the rounded zero point.
+    assert (error <= params.along(params.scale, 2) * 1.001).all()
+    assert (params.round_trip(np.zeros_like(weight)) == 0).all()
