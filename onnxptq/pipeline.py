@@ -75,6 +75,8 @@ def quantize(
     samples: Data | None = None
     if settings.recipe is not None:
         recipe = Recipe.load(settings.recipe)
+        for name in settings.ignored():
+            progress.warn(f"{name} has no effect: the recipe {settings.recipe} has decided that")
     else:
         recipe = place(prepared.model, settings.placing())
         if recipe.activations():

@@ -1,5 +1,6 @@
 """Settings: every choice that `quantize` takes, checked before any work begins."""
 
+import dataclasses
 import operator
 import typing
 from dataclasses import dataclass
@@ -104,6 +105,13 @@ class Settings:
         """How weights are stored."""
         return Storage.for_target(self.storage, self.target_ort)
 
+    def ignored(self) -> tuple[str, ...]:
+        """Settings that were changed but have no effect, because a recipe has decided them."""
+        if self.recipe is None:
+            return ()
+        changed = (f for f in dataclasses.fields(self) if getattr(self, f.name) != f.default)
+        return tuple(field.name for field in changed if field.name in _DECIDED)
+
     def methods(self) -> str:
         """Text of the methods to apply.
 
@@ -115,6 +123,17 @@ class Settings:
             raise SpecError("method: the text is empty; name at least one")
         return text
 
+
+_DECIDED = (
+    "bits",
+    "layer_bits",
+    "method",
+    "float_patterns",
+    "keep_first_last",
+    "second_input_8",
+    "per_channel",
+)
+"""Settings that a recipe replaces."""
 
 _KINDS = {
     str: "a text",

@@ -72,3 +72,10 @@ def test_a_value_of_the_wrong_kind_is_refused(option: dict[str, Any], message: s
 def test_an_unknown_option_is_refused_with_the_nearest(name: str, nearest: str):
     with pytest.raises(SpecError, match=rf"unknown option of quantize '{name}'.*mean {nearest}\?"):
         Settings.of({name: 1})
+
+
+def test_what_a_recipe_has_decided_is_known_to_be_ignored():
+    changed = {"bits": "w4a8", "method": "minmax", "storage": "int8"}
+
+    assert Settings.of({"recipe": "r.json", **changed}).ignored() == ("bits", "method")
+    assert Settings.of(changed).ignored() == ()
