@@ -124,7 +124,7 @@ def _load(model: str | Path | onnx.ModelProto) -> ir.Model:
 def _open(source: ir.Model, model: ir.Model, data: object, settings: Settings) -> Data:
     if data is None:
         raise CalibrationError("no calibration data: give data, or a recipe to take ranges from")
-    inputs = ort.session(model).inputs
+    inputs = ort.inputs(model)
     options = DataOptions(settings.preprocess, settings.samples)
     return open_for(source, inputs, data, options)
 
