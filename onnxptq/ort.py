@@ -36,6 +36,7 @@ _NUMPY_TYPES = {
 }
 _KINDS = {np.dtype(kind) for kind in _NUMPY_TYPES.values()}
 _SHARED_ABOVE_BYTES = 1024  # small tensors stay in the message
+_LONGEST_MESSAGE = 400  # characters
 _WEIGHTS_FILE = "session.optimized_model_external_initializers_file_name"
 
 
@@ -73,9 +74,7 @@ class Session:
         try:
             results = self._session.run(wanted, dict(feeds))
         except Exception as error:
-            raise ModelError(
-                f"onnxruntime could not run the model: {_first_line(error)}"
-            ) from error
+            raise ModelError(f"onnxruntime could not run the model: {_one_line(error)}") from error
         # Sequences and maps, which no array holds, pass through as they are.
         outputs: dict[str, Any] = dict(zip(wanted, results, strict=True))
         return outputs
@@ -202,6 +201,12 @@ def _port(argument: Any) -> Port:
     kind = str(argument.type).removeprefix("tensor(").removesuffix(")")
     dtype = np.dtype(_NUMPY_TYPES[kind]) if kind in _NUMPY_TYPES else None
     return Port(str(argument.name), dtype, tuple(argument.shape))
+
+
+def _one_line(error: Exception) -> str:
+    """The whole message: which dimension does not fit stands in its second line."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= _LONGEST_MESSAGE else f"{text[:_LONGEST_MESSAGE]}..."
 
 
 def _first_line(error: Exception) -> str:
