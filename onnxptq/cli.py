@@ -163,7 +163,7 @@ def quantize(
         from onnxptq.report.pages import quantized_page
 
         io.write_atomically(report_, quantized_page(output, result.report).encode())
-    answer.say(*terminal.quantized(result.report))
+    answer.say(*terminal.quantized(result.report), *terminal.notes(result.notes))
     answer.answer(asdict(result.report))
 
 
@@ -182,6 +182,7 @@ def lint(
     risk = ", ".join(result.saturation_risk) or "none"
     counts = {"integer nodes": str(len(result.integer_nodes)), "saturation risk": risk}
     answer.say(terminal.facts(counts), terminal.float_nodes(result.float_nodes))
+    answer.say(*terminal.notes(result.target_problems))
     answer.answer(asdict(result))
 
 
@@ -309,3 +310,7 @@ def _demo_step(name: str, step: list[str | Path], out: Path, answer: Output) -> 
     with redirect_stdout(io_module.StringIO()) if answer.json == "-" else nullcontext():
         app([*words, "--json", str(told)], prog_name="onnxptq", standalone_mode=False)
     return jsonlib.loads(told.read_text(encoding="utf-8"))
+
+
+if __name__ == "__main__":
+    main()

@@ -14,7 +14,7 @@ import onnxruntime
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from onnxptq.errors import ModelError
-from onnxptq.graph import io
+from onnxptq.graph import io, skeleton
 from onnxptq.graph.skeleton import size_bytes
 
 Array = npt.NDArray[Any]
@@ -34,25 +34,31 @@ _NUMPY_TYPES = {
     "uint64": np.uint64,
     "bool": np.bool_,
 }
+_KINDS = {np.dtype(kind) for kind in _NUMPY_TYPES.values()}
+_SHARED_ABOVE_BYTES = 1024  # small tensors stay in the message
+_LONGEST_MESSAGE = 400  # characters
+_WEIGHTS_FILE = "session.optimized_model_external_initializers_file_name"
 
 
 @dataclass(frozen=True, slots=True)
 class Port:
     """One input or output of a session: name, numpy type, shape with names for symbolic dimensions.
 
-    `dtype` is None for types numpy does not hold (strings, sequences, maps).
+    `dtype` is None for types numpy does not hold (strings, sequences, maps). Where not even the
+    rank is known, a session gives an empty `shape` and `inputs` gives None.
     """
 
     name: str
     dtype: np.dtype[Any] | None
-    shape: tuple[int | str | None, ...]
+    shape: tuple[int | str | None, ...] | None
 
 
 class Session:
     """A loaded model, safe to call from several threads at once."""
 
-    def __init__(self, session: onnxruntime.InferenceSession) -> None:
+    def __init__(self, session: onnxruntime.InferenceSession, weights: Sequence[Any] = ()) -> None:
         self._session = session
+        self._weights = weights  # what onnxruntime reads in place, and does not keep alive itself
         self.inputs: tuple[Port, ...] = tuple(map(_port, session.get_inputs()))
         self.outputs: tuple[Port, ...] = tuple(map(_port, session.get_outputs()))
 
@@ -68,9 +74,7 @@ class Session:
         try:
             results = self._session.run(wanted, dict(feeds))
         except Exception as error:
-            raise ModelError(
-                f"onnxruntime could not run the model: {_first_line(error)}"
-            ) from error
+            raise ModelError(f"onnxruntime could not run the model: {_one_line(error)}") from error
         # Sequences and maps, which no array holds, pass through as they are.
         outputs: dict[str, Any] = dict(zip(wanted, results, strict=True))
         return outputs
@@ -94,7 +98,7 @@ def session(
         model: Serialised model, path, or model in memory.
         threads: Threads inside an operator; 0 for as many as there are cores.
         optimize: False switches all graph optimisations off: the unfused float QDQ graph.
-        write_optimized: Where onnxruntime saves the graph it will run.
+        write_optimized: Where onnxruntime saves the graph it will run, its large weights beside it.
 
     Raises:
         ModelError: onnxruntime refuses the model; its message is passed on.
@@ -107,6 +111,8 @@ def session(
     options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimize else levels.ORT_DISABLE_ALL
     if write_optimized is not None:
         options.optimized_model_filepath = str(write_optimized)
+        weights = f"{write_optimized.name}.data"  # beside it: one message holds no 2 GiB
+        options.add_session_config_entry(_WEIGHTS_FILE, weights)
     if isinstance(model, ir.Model):
         return _session_in_memory(model, options)
     source = str(model) if isinstance(model, Path) else model
@@ -116,20 +122,47 @@ def session(
 def _session_in_memory(model: ir.Model, options: Any) -> Session:
     if size_bytes(model) <= io.INLINE_LIMIT_BYTES:
         return _load(io.to_bytes(model), options)
+    proto, stubs = skeleton.take_out(model, _SHARED_ABOVE_BYTES)
+    names = {
+        entry.value: tensor.name
+        for tensor in proto.graph.initializer
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
+    # Weights of bodies, and types that numpy lacks, can only be read from a file.
+    if names.keys() == stubs.keys() and all(t.dtype.numpy() in _KINDS for t in stubs.values()):
+        arrays = [np.ascontiguousarray(stubs[place].numpy()) for place in names]
+        values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in arrays]
+        options.add_external_initializers(list(names.values()), values)
+        return _load(proto.SerializeToString(), options, [*arrays, *values])
     with tempfile.TemporaryDirectory(prefix="onnxptq-") as folder:
         path = Path(folder) / "model.onnx"
         io.save(model, path)
         return _load(str(path), options)
 
 
-def _load(source: str | bytes, options: Any) -> Session:
+def _load(source: str | bytes, options: Any, weights: Sequence[Any] = ()) -> Session:
     try:
         loaded = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except Exception as error:
         raise ModelError(
             f"onnxruntime {version()} does not load the model: {_first_line(error)}"
         ) from error
-    return Session(loaded)
+    return Session(loaded, weights)
+
+
+def inputs(model: ir.Model) -> tuple[Port, ...]:
+    """What a model is fed with, as it says itself: it is not loaded."""
+    constants = model.graph.initializers
+    return tuple(_declared(value) for value in model.graph.inputs if value.name not in constants)
+
+
+def _declared(value: ir.Value) -> Port:
+    dtype = np.dtype(value.dtype.numpy()) if value.dtype is not None else None
+    known = dtype in _KINDS and isinstance(value.type, ir.TensorType)
+    sides = value.shape
+    shape = None if sides is None else tuple(n if isinstance(n, int) else n.value for n in sides)
+    return Port(str(value.name), dtype if known else None, shape)
 
 
 def optimized(model: bytes | Path | ir.Model) -> onnx.ModelProto:
@@ -168,6 +201,12 @@ def _port(argument: Any) -> Port:
     kind = str(argument.type).removeprefix("tensor(").removesuffix(")")
     dtype = np.dtype(_NUMPY_TYPES[kind]) if kind in _NUMPY_TYPES else None
     return Port(str(argument.name), dtype, tuple(argument.shape))
+
+
+def _one_line(error: Exception) -> str:
+    """The whole message: which dimension does not fit stands in its second line."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= _LONGEST_MESSAGE else f"{text[:_LONGEST_MESSAGE]}..."
 
 
 def _first_line(error: Exception) -> str:

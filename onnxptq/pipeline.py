@@ -24,6 +24,7 @@ from onnxptq.rewrite.gates import fit_gates
 from onnxptq.rewrite.place import place
 from onnxptq.rewrite.qdq import insert_qdq
 from onnxptq.rewrite.weights import fit_scales
+from onnxptq.runtime.targets import complaints
 from onnxptq.settings import Settings
 
 
@@ -35,7 +36,8 @@ class Quantized:
         model: The quantized model.
         recipe: Every decision that was taken; saved, it reproduces the same bytes.
         report: Sizes, time, and each layer's share of the error.
-        notes: What did not go as usual, for people to read.
+        notes: What did not go as usual, and what the onnxruntime version asked for cannot do with
+            the model; for people to read.
     """
 
     model: ir.Model
@@ -89,7 +91,8 @@ def quantize(
     rows = layer_rows(prepared.model, quantized, recipe, batches)
     report = totals(source, prepared.model, quantized, recipe, rows)
     report = replace(report, seconds=time.perf_counter() - started)
-    return Quantized(quantized, recipe, report, prepared.notes)
+    notes = (*prepared.notes, *complaints(quantized, settings.target_ort))
+    return Quantized(quantized, recipe, report, notes)
 
 
 def _decide(
@@ -132,8 +135,11 @@ def _load(model: object) -> ir.Model:
 
 def _open(source: ir.Model, model: ir.Model, data: object, settings: Settings) -> Data:
     if data is None:
-        raise CalibrationError("no calibration data: give data, or a recipe to take ranges from")
-    inputs = ort.session(model).inputs
+        raise CalibrationError(
+            "no calibration data: give --data (in Python data=), or with --recipe a recipe "
+            "to take all ranges from"
+        )
+    inputs = ort.inputs(model)
     options = DataOptions(settings.preprocess, settings.samples)
     return open_for(source, inputs, data, options)
 

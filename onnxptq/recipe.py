@@ -147,7 +147,8 @@ class Recipe:
             data = json.loads(text)
             if data.get("format") != FORMAT:
                 raise SpecError(
-                    f"{source}: not a recipe (format is {data.get('format')!r}, not {FORMAT!r})"
+                    f"{source}: not a recipe (format is {data.get('format')!r}, not {FORMAT!r}); "
+                    "give a file that --save-recipe wrote"
                 )
             return cls(
                 model_digest=data["model_digest"],
@@ -162,7 +163,10 @@ class Recipe:
                 steps=tuple(Step(**entry) for entry in data["steps"]),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise SpecError(f"{source}: not a recipe ({type(error).__name__}: {error})") from error
+            raise SpecError(
+                f"{source}: not a recipe ({type(error).__name__}: {error}); "
+                "give a file that --save-recipe wrote"
+            ) from error
 
     @classmethod
     def load(cls, path: Path) -> "Recipe":

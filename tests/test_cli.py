@@ -200,6 +200,8 @@ def test_a_wrong_command_line_is_one_message(
         ("--method mse{q=2}", "option of mse"),
         ("--target-ort newest", "newest"),
         ("--preprocess size=3", "size"),
+        ("--preprocess resnet17", "did you mean resnet18? Or write it out, as 'resize="),
+        ("--float Con", "matches no node name and no operator type; did you mean Conv?"),
     ],
 )
 def test_a_bad_flag_value_is_one_message(

@@ -223,7 +223,7 @@ def test_an_unknown_option_is_refused_with_the_nearest(net: onnx.ModelProto, ima
         ({"storage": "zip"}, "it must be packed or int8"),
         ({"target_ort": "new"}, "expected an onnxruntime version"),
         ({"layer_bits": ("w4a4",)}, "expected PATTERN=w4a8"),
-        ({"layer_bits": ("conf*=w4",)}, "matches no node, operator type or value"),
+        ({"layer_bits": ("conf*=w4",)}, "or value; onnxptq lint shows the names"),
         ({"float_patterns": ("conf*",)}, "matches no node name and no operator type"),
     ],
 )
@@ -243,8 +243,14 @@ def test_a_quantized_model_is_refused(net: onnx.ModelProto, images: Array, tmp_p
 
 
 def test_data_are_asked_for_where_they_are_needed(net: onnx.ModelProto):
-    with pytest.raises(CalibrationError, match="no calibration data"):
+    with pytest.raises(CalibrationError, match="no calibration data: give --data"):
         quantize(net)
+
+
+def test_what_the_target_cannot_do_is_noted(net: onnx.ModelProto, images: Array):
+    notes = quantize(net, {"x": images}, target_ort="1.20").notes
+
+    assert notes == ("onnxruntime 1.20 is older than 1.23.2, the oldest one tested",)
 
 
 def test_a_model_with_nothing_to_quantize_needs_no_data(rng: np.random.Generator):

@@ -169,8 +169,8 @@ def need_preprocess(preprocess: Preprocess | None, where: str) -> Preprocess:
     """
     if preprocess is None:
         raise CalibrationError(
-            f"{where}: images need a preprocessing: "
-            f"give --preprocess {EXAMPLE} or a name of zoo.toml"
+            f"{where}: images need a preprocessing: give --preprocess {EXAMPLE}, "
+            f"or the name of a model whose preprocessing is known, such as resnet18"
         )
     return preprocess
 

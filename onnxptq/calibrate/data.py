@@ -15,7 +15,7 @@ from onnxptq.calibrate.feeds import (
     from_test_folders,
     test_data_sets,
 )
-from onnxptq.calibrate.images import ImageFolder
+from onnxptq.calibrate.images import ImageFolder, list_images
 from onnxptq.calibrate.ports import Array, Batch, PortInfo
 from onnxptq.calibrate.preprocess import Preprocess, load_preprocess
 from onnxptq.calibrate.source import Data, digest_of, digest_of_files
@@ -106,6 +106,8 @@ def _from_folder(
         raise CalibrationError(
             f"{folder}: a folder of images feeds one input, the model has {len(inputs)} ({names})"
         )
+    if preprocess is None:
+        list_images(folder)  # a folder without images needs those first
     return ImageFolder(folder, inputs[0], need_preprocess(preprocess, str(folder)), samples)
 
 

@@ -164,7 +164,8 @@ def load_preprocess(text: str, zoo: Path | None = None) -> Preprocess:
     table = _zoo(zoo)
     if text not in table:
         error = unknown("preprocess name", text, table or ["(none: no zoo.toml)"])
-        raise SpecError(f"{error}. Or write it out, as {EXAMPLE!r}")
+        stop = "" if str(error).endswith("?") else "."
+        raise SpecError(f"{error}{stop} Or write it out, as {EXAMPLE!r}")
     entry = table[text].get("preprocess")
     if not isinstance(entry, str):
         raise SpecError(f'zoo.toml: [{text}] has no preprocess = "..."')

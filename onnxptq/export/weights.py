@@ -50,10 +50,12 @@ def read_state(path: Path) -> dict[str, torch.Tensor]:
         path: `.safetensors`, or what `torch.save` wrote of tensors, numbers and plain containers.
 
     Raises:
-        ModelError: No such file, damaged, contains code, or no tensors in it.
+        ModelError: No such file, of another kind, damaged, contains code, or no tensors in it.
     """
     if not path.is_file():
         raise ModelError(f"weights '{path}': no such file")
+    if path.suffix in (".onnx", ".npz", ".h5", ".pb"):
+        raise ModelError(f"weights '{path}': expected a .pth, .pt or .safetensors file")
     content = _safetensors(path) if path.suffix == ".safetensors" else _pickled(path)
     content = _unwrapped(content)
     state = {str(k): v for k, v in content.items() if isinstance(v, torch.Tensor)}

@@ -29,11 +29,11 @@ class Pair:
     def __post_init__(self) -> None:
         if self.reference is None:
             return
-        expected = [port.name for port in self.reference.inputs]
-        if [port.name for port in self.model.inputs] != expected:
+        expected, found = _inputs(self.reference), _inputs(self.model)
+        if list(expected) != list(found) or any(_differ(expected[x], found[x]) for x in found):
             raise ModelError(
-                f"the reference has inputs {expected}, the model "
-                f"{[port.name for port in self.model.inputs]}: they are not the same network"
+                f"the reference has inputs {expected}, the model {found}: "
+                "they are not the same network"
             )
         if len(self.model.outputs) != len(self.reference.outputs):
             raise ModelError(
@@ -55,6 +55,22 @@ class Pair:
                     f"{value.shape}: they are not the same network"
                 )
         return outputs, expected
+
+
+def _inputs(session: ort.Session) -> dict[str, list[int | str]]:
+    """Shape of each input by name, "?" where a side is free."""
+    return {
+        port.name: [side if isinstance(side, int) else "?" for side in port.shape or ()]
+        for port in session.inputs
+    }
+
+
+def _differ(a: list[int | str], b: list[int | str]) -> bool:
+    """Whether surely no array fits both shapes; one of unknown rank is empty."""
+    if not a or not b:
+        return False
+    sides = zip(a, b, strict=False)
+    return len(a) != len(b) or any(x != y and "?" not in (x, y) for x, y in sides)
 
 
 def evaluate(pair: Pair, data: Data, batch_size: int, progress: Progress) -> Evaluation:

@@ -61,7 +61,7 @@ def measure_file(
     if not recipe.tensors:
         raise ModelError(f"{model}: nothing is quantized; give the file that quantize wrote")
     against = own_float if reference is None else passes.prepare(io.load(reference)).model
-    data = open_for(quantized, ort.session(quantized).inputs, source, options)
+    data = open_for(quantized, ort.inputs(quantized), source, options)
     progress.start("measuring layers", data.count)
     try:
         batches = _told(data, options.batch_size, progress)

@@ -100,6 +100,11 @@ def quantized(report: QuantizeReport) -> tuple[RenderableType, ...]:
     return (parts[0], "", parts[1], "", parts[2])
 
 
+def notes(texts: Sequence[str]) -> tuple[RenderableType, ...]:
+    """What else there is to know, a line each."""
+    return tuple(Text(f"note: {text}") for text in texts)
+
+
 def worst_layers(rows: Sequence[LayerRow]) -> RenderableType:
     """The layers that lost most, where a user would look first."""
     known = [row for row in rows if row.sqnr_db is not None]

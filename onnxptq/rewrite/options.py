@@ -1,5 +1,6 @@
 """What the user may say about placement: bit widths and float nodes, by name or type pattern."""
 
+import difflib
 import fnmatch
 import re
 from collections.abc import Iterable
@@ -98,9 +99,21 @@ def check_patterns(model: ir.Model, placing: Placing) -> None:
     values = {str(value.name) for node in nodes for value in (*node.inputs, *node.outputs) if value}
     for pattern in placing.float_patterns:
         if not matches(pattern, names):
-            raise SpecError(f"float pattern {pattern!r} matches no node name and no operator type")
+            raise SpecError(
+                f"float pattern {pattern!r} matches no node name and no operator type"
+                + _nearest(pattern, names)
+            )
     for pattern, _ in placing.overrides():
         if not matches(pattern, names | values):
             raise SpecError(
                 f"layer bits pattern {pattern!r} matches no node, operator type or value"
+                + _nearest(pattern, names | values)
             )
+
+
+def _nearest(pattern: str, names: Iterable[str]) -> str:
+    """What the user may have meant, or how to see what there is."""
+    close = difflib.get_close_matches(pattern, sorted(names), n=1)
+    if close:
+        return f"; did you mean {close[0]}?"
+    return "; onnxptq lint shows the names, and * stands for any text"

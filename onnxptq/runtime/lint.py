@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 import onnx_ir as ir
 
@@ -287,12 +288,21 @@ def _may_saturate(node: ir.Node) -> bool:
         # Packed weights have 7 bits or fewer: 2 * 255 * 64 fits.
         return False
     axis = op.rule.weight_axis(node)
-    rows = np.moveaxis(codes, axis or 0, 0).reshape(codes.shape[axis or 0], -1).astype(np.int32)
+    rows = np.moveaxis(codes, axis or 0, 0).reshape(codes.shape[axis or 0], -1)
     if rows.shape[1] < 2:
         return False
-    ends = np.sort(rows, axis=1)
-    worst = np.maximum(ends[:, -1] + ends[:, -2], -(ends[:, 0] + ends[:, 1])).max(initial=0)
+    wide = np.ascontiguousarray(rows, np.int16)
+    worst = max(_two_largest(wide), _two_largest(-wide))
     return bool(worst * _highest_code(node.inputs[0]) > INT16_MAX)
+
+
+def _two_largest(rows: npt.NDArray[np.int16]) -> int:
+    """The largest sum of two numbers of one row."""
+    every = np.arange(len(rows))
+    rest, first = rows.copy(), rows.argmax(axis=1)
+    rest[every, first] = np.iinfo(np.int16).min
+    sums = rows[every, first].astype(np.int32) + rest.max(axis=1)
+    return int(sums.max(initial=0))
 
 
 def _highest_code(value: ir.Value | None) -> int:

@@ -69,9 +69,10 @@ def test_samples_are_spread_over_a_folder(tmp_path: Path) -> None:
     assert data.labels.tolist() == [0, 1, 2]
 
 
-def test_empty_folder_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("preprocess", [PLAIN, None])
+def test_empty_folder_is_refused(tmp_path: Path, preprocess: str | None) -> None:
     with pytest.raises(CalibrationError, match="no image in this folder or its sub-folders"):
-        open_data(tmp_path, IMAGE, PLAIN)
+        open_data(tmp_path, IMAGE, preprocess)
 
 
 @pytest.mark.parametrize("content", [b"", b"not an image", b"\xff\xd8\xff\xe0 cut"])

@@ -91,7 +91,8 @@ def test_no_sample_is_refused() -> None:
 @pytest.mark.parametrize(
     ("reference", "message"),
     [
-        (network(inputs="float[N, 4] x, float[N, 4] u"), r"inputs \['x', 'u'\]"),
+        (network(inputs="float[N, 4] x, float[N, 4] u"), r"inputs .*'u'.*, the model .*'x': "),
+        (network(inputs="float[N, 5] x"), r"'x': \['\?', 5\].*, the model .*'x': \['\?', 4\]"),
         (network("y = Identity (x) z = Identity (x)"), "has 2 outputs, the model 1"),
     ],
 )
