@@ -55,7 +55,7 @@ def shape_of(port: ort.Port, path: Path) -> list[int]:
         free = {1: CHUNK} if port.name == "input" else {1: 1}
     return [
         dim if isinstance(dim, int) and dim > 0 else free.get(axis, 1)
-        for axis, dim in enumerate(port.shape)
+        for axis, dim in enumerate(port.shape or ())
     ]
 
 
