@@ -20,6 +20,7 @@ from onnxptq.report.inputs import PREPROCESS_KEY, DataOptions, open_for
 from onnxptq.report.layers import layer_rows
 from onnxptq.report.rows import QuantizeReport
 from onnxptq.report.totals import totals
+from onnxptq.rewrite.ceilings import fit_ceilings
 from onnxptq.rewrite.gates import fit_gates
 from onnxptq.rewrite.place import place
 from onnxptq.rewrite.qdq import insert_qdq
@@ -111,7 +112,9 @@ def _decide(
     )
     recipe = methods.apply(recipe, settings.methods(), context)
     recipe = methods.apply_defaults(recipe, context)
-    return fit_scales(model, fit_gates(model, recipe))
+    for fit in (fit_ceilings, fit_gates, fit_scales):
+        recipe = fit(model, recipe)
+    return recipe
 
 
 def _load(model: object) -> ir.Model:
