@@ -162,7 +162,7 @@ def write_results(name: str, results: Mapping[str, Any], folder: Path) -> Path:
     content = {
         "name": name,
         "date": f"{now:%Y-%m-%dT%H:%M:%SZ}",
-        "arguments": sys.argv[1:],
+        "arguments": _arguments(),
         "commit": _commit(),
         "machine": machine,
         "versions": {"python": platform.python_version(), **_versions()},
@@ -172,6 +172,18 @@ def write_results(name: str, results: Mapping[str, Any], folder: Path) -> Path:
     path.write_text(json.dumps(content, indent=1, default=str) + "\n", encoding="utf-8")
     say(f"wrote {path}")
     return path
+
+
+def _arguments() -> list[str]:
+    """What was asked for, without the folders of this machine."""
+    kept: list[str] = []
+    words = iter(sys.argv[1:])
+    for word in words:
+        if word in ("--work", "--out"):
+            next(words, None)
+        elif not word.startswith(("--work=", "--out=")):
+            kept.append(word)
+    return kept
 
 
 def machine_facts() -> Row:
