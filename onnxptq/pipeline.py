@@ -85,7 +85,7 @@ def quantize(
         if recipe.activations():
             feeds = _open(source, prepared.model, data, settings)
             samples = feeds.take(settings.report_samples) if settings.report_samples else None
-            recipe = _decide(prepared, feeds, settings, progress)
+            recipe = _decide(prepared, recipe, feeds, settings, progress)
     quantized = insert_qdq(prepared.model, recipe, settings.layout())
     _remember_preprocess(quantized, source, settings)
     batches = samples.batches(1) if samples else ()
@@ -97,11 +97,16 @@ def quantize(
 
 
 def _decide(
-    prepared: passes.Prepared, feeds: Data, settings: Settings, progress: Progress
+    prepared: passes.Prepared,
+    recipe: Recipe,
+    feeds: Data,
+    settings: Settings,
+    progress: Progress,
 ) -> Recipe:
     """Measure, choose ranges, and make them fit the integer arithmetic."""
     model = prepared.model
-    recipe, stats = calibrate(model, feeds, settings.placing(), settings.collecting(progress))
+    collecting = settings.collecting(progress)
+    recipe, stats = calibrate(model, recipe, feeds, settings.placing(), collecting)
     context = Context(
         model,
         stats,

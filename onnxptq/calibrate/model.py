@@ -1,4 +1,4 @@
-"""calibrate: place Q/DQ pairs in a model, and measure every value that needs a range."""
+"""calibrate: measure every value that needs a range; what has none goes back to float."""
 
 from dataclasses import replace
 
@@ -14,15 +14,16 @@ from onnxptq.rewrite.place import place
 
 
 def calibrate(
-    model: ir.Model, data: Data, placing: Placing, options: CollectOptions
+    model: ir.Model, recipe: Recipe, data: Data, placing: Placing, options: CollectOptions
 ) -> tuple[Recipe, Stats]:
-    """Decide where codes go and collect statistics of those values over the data.
+    """Collect statistics over the data of the values that a recipe stores as codes.
 
     A value that was NaN or infinite has no range: the nodes around it are left in float, and what
     is then left is measured again.
 
     Args:
         model: A prepared float model.
+        recipe: What `place` decided for it.
         data: Calibration samples, readable more than once if a value turns out not to be finite.
         placing: The user's choices.
         options: Batch size, checkpoint and the like.
@@ -36,7 +37,6 @@ def calibrate(
     """
     unusable: dict[str, str] = {}
     while True:
-        recipe = place(model, placing, unusable)
         stats = _measure(model, recipe, data, options)
         found = {
             name: f"value {name!r} was {_kind(stats, name)} during calibration"
@@ -48,8 +48,9 @@ def calibrate(
         unusable |= found
         # What was measured for the first placement does not serve the next one.
         options = replace(options, checkpoint=None)
-        if not place(model, placing, unusable).activations():
-            return place(model, placing, unusable), stats
+        recipe = place(model, placing, unusable)
+        if not recipe.activations():
+            return recipe, stats
 
 
 def _measure(model: ir.Model, recipe: Recipe, data: Data, options: CollectOptions) -> Stats:
