@@ -96,5 +96,5 @@ def test_a_model_above_2_gib_is_quantized(
     assert facts["bytes_file"] < 0.26 * BYTES
     assert facts["sqnr_db"] > least_db
     # The float weights, mapped; onnxruntime's copy of them in its kernels' order; codes, which it
-    # unpacks and reorders too while both models are compared. Found: 2.2 and 3.2 times.
-    assert facts["peak_mb"] < 4 * BYTES / 1e6
+    # unpacks and reorders too while both models are compared.
+    assert facts["peak_mb"] < 3 * BYTES / 1e6
