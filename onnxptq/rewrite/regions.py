@@ -157,7 +157,18 @@ def refusal(node: ir.Node) -> str | None:
         return f"its input {wrong.name!r} is {found}, not float32"
     if any(value is not None and _is_infinite(value) for value in node.inputs):
         return "a constant it reads is infinite or NaN"
+    readers = outer_consumers(node.outputs[0]) if node.op_type == "HardSigmoid" else []
+    if any(map(_needs_an_entry, readers)):
+        return "its output goes to a layer, is moved or joined, and has no parameters of its own"
     return op.refuse(node)
+
+
+def _needs_an_entry(node: ir.Node) -> bool:
+    """Whether a node asks the recipe for its input's parameters, which a gate's output has not."""
+    op = record(node)
+    if op is None:
+        return False
+    return op.rule.tied or op.rule.matmul or node.op_type in ("Concat", "HardSigmoid")
 
 
 def _is_infinite(value: ir.Value) -> bool:

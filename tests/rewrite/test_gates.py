@@ -6,11 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from onnxptq import ort
 from onnxptq.quant import QParams, QuantSpec
 from onnxptq.rewrite.gates import fit_gates, gate_codes
 from onnxptq.rewrite.options import Placing
 from onnxptq.rewrite.place import place
-from tests.small_models import from_text, placed
+from onnxptq.rewrite.qdq import insert_qdq
+from onnxptq.rewrite.storage import Storage
+from tests.small_models import feeds_for, from_text, placed, sqnr_db
 
 UINT8 = QuantSpec(8, signed=False)
 
@@ -119,10 +122,51 @@ def test_a_gates_output_has_no_entry_of_its_own(rng: np.random.Generator):
         """gate (float[N, 4, 6, 6] x) => (float[N, 3, 6, 6] y) {
           a = Conv (x, w1)
           h = HardSigmoid (a)
-          y = Conv (h, w2)
+          m = Mul (a, h)
+          y = Conv (m, w2)
         }""",
         rng,
         {"w1": (4, 4, 1, 1), "w2": (3, 4, 1, 1)},
     )
 
-    assert set(place(model, Placing()).tensors) == {"x", "a", "y", "w1", "w2"}
+    assert set(place(model, Placing()).tensors) == {"x", "a", "m", "y", "w1", "w2"}
+
+
+@pytest.mark.parametrize(
+    "moved",
+    [
+        "r = Reshape (h, shape)",
+        "r = Unsqueeze (h, axes)",
+        "k = Unsqueeze (h, axes)\n r = Clip (k, zero, half)",
+        "j = Concat <axis = 0> (h, h)\n k = Reshape (j, shape)\n r = Slice (k, zero64, one64)",
+        "k = Gemm (h, w2)\n r = Reshape (k, shape)",
+        "k = HardSigmoid (h)\n r = Reshape (k, shape)",
+    ],
+)
+def test_a_gate_that_is_moved_before_it_is_used_stays_in_float(
+    moved: str, rng: np.random.Generator
+):
+    model = from_text(
+        f"""se (float[1, 4, 6, 6] x) => (float[1, 3, 6, 6] y)
+        <int64[4] shape = {{-1, 4, 1, 1}}, int64[2] axes = {{2, 3}}, float zero = {{0.0}},
+         float half = {{0.5}}, int64[1] zero64 = {{0}}, int64[1] one64 = {{1}}> {{
+          a = Conv (x, w1)
+          g = GlobalAveragePool (a)
+          f = Flatten (g)
+          s = Gemm (f, w2)
+          h = HardSigmoid <alpha = 0.2, beta = 0.5> (s)
+          {moved}
+          m = Mul (a, r)
+          y = Conv (m, w3)
+        }}""",
+        rng,
+        {"w1": (4, 4, 1, 1), "w2": (4, 4), "w3": (3, 4, 1, 1)},
+    )
+    feeds = feeds_for(model, rng)
+    recipe = placed(model, feeds)
+
+    quantized = insert_qdq(model, recipe, Storage("int8"))
+
+    assert any("moved or joined" in why for why in recipe.float_nodes.values())
+    expected = ort.session(model).run(feeds)["y"]
+    assert sqnr_db(expected, ort.session(quantized).run(feeds)["y"]) > 25
