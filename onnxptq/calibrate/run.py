@@ -16,7 +16,7 @@ from onnxptq.calibrate.source import Data
 from onnxptq.calibrate.stats import Stats
 from onnxptq.calibrate.stats_file import load_stats, save_stats
 from onnxptq.errors import CalibrationError
-from onnxptq.graph.files import writable
+from onnxptq.files import writable
 
 TAP_BYTES = 64 << 20
 """Taps of one batch stay below this, unless one sample is larger by itself."""

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from onnxptq.calibrate.stats import HALF_BINS, Stats
 from onnxptq.errors import CalibrationError
-from onnxptq.graph.files import write_atomically
+from onnxptq.files import write_atomically
 
 FORMAT = "onnxptq.stats/1"
 

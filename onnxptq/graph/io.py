@@ -14,10 +14,10 @@ import onnx_ir as ir
 from google.protobuf.message import DecodeError, EncodeError
 
 from onnxptq.errors import ModelError
+from onnxptq.files import writable, write_atomically
 from onnxptq.graph import skeleton
 from onnxptq.graph.digest import digest
 from onnxptq.graph.external import map_tensor
-from onnxptq.graph.files import writable, write_atomically
 
 __all__ = [
     "MAX_OPSET",

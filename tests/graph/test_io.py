@@ -289,7 +289,7 @@ def test_a_real_write_limit_leaves_the_old_file(tmp_path: Path) -> None:
 import resource, signal, sys
 from pathlib import Path
 from onnxptq.errors import ModelError
-from onnxptq.graph.files import write_atomically
+from onnxptq.files import write_atomically
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
 try:
