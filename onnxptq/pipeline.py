@@ -119,7 +119,7 @@ def _decide(
     recipe = methods.apply_defaults(recipe, context)
     for fit in (fit_ceilings, fit_gates, fit_scales):
         recipe = fit(model, recipe)
-    return recipe
+    return methods.apply(recipe, methods.LAST_METHOD, context)
 
 
 def _load(model: object) -> ir.Model:

@@ -9,6 +9,7 @@ from onnxptq.methods.method import Context, Method
 from onnxptq.methods.minmax import MinMax
 from onnxptq.methods.mse import Mse
 from onnxptq.methods.percentile import Percentile
+from onnxptq.methods.provable_scales import ProvableScales
 from onnxptq.methods.weights import WeightsAsymmetric, WeightsMinMax, WeightsMse
 from onnxptq.recipe import Recipe, Step
 from onnxptq.spec import parse, to_text
@@ -23,11 +24,15 @@ METHODS: dict[str, type[Any]] = {
         WeightsMinMax,
         WeightsMse,
         WeightsAsymmetric,
+        ProvableScales,
     )
 }
 
 DEFAULT_METHODS = "mse,weights-mse"
 """Used where no method is named, and for what the named ones leave undecided."""
+
+LAST_METHOD = ProvableScales.name
+"""Run behind all else that chooses scales, whatever methods are named."""
 
 
 def parse_methods(text: str) -> tuple[Method, ...]:
