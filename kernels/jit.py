@@ -1,10 +1,16 @@
-"""The one Numba decorator: code is cached on disk, releases the GIL, never uses fastmath.
+"""The one door to Numba: code is cached on disk, releases the GIL, never uses fastmath.
 
 Fastmath would let LLVM reorder float sums and drop NaN checks, so equal inputs would no longer
 give equal bits on two machines. Kernels that want vector sums write their lanes out.
+
+Numba's cache asks only whether the file of a kernel has changed. Machine code of a kernel also
+holds what it calls from other files of this folder, so a stale caller would run the old callee.
+`jit` therefore makes every stored kernel depend on all files of the folder.
 """
 
+import hashlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, ParamSpec, TypeVar, cast
 
 import numba
@@ -15,9 +21,50 @@ R = TypeVar("R")
 _njit: Any = numba.njit
 
 
+def folder_digest() -> str:
+    """Digest of the names and contents of all Python files beside this one."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        content = path.read_bytes()
+        digest.update(f"{path.name} {len(content)}\n".encode() + content)
+    return digest.hexdigest()
+
+
+DIGEST = folder_digest()
+
+
+def stamp(kernel: Any, digest: str) -> bool:
+    """Make what Numba has stored of `kernel` count only for this digest.
+
+    Returns:
+        Whether it was possible. Where Numba keeps its stamp elsewhere, or nothing is stored, its
+        own check of the kernel's file remains.
+    """
+    try:
+        file = kernel._cache._cache_file  # noqa: SLF001 - there is no public way to it
+        file._source_stamp = (file._source_stamp, digest)  # noqa: SLF001
+    except AttributeError:
+        return False
+    return True
+
+
+def _stored(kernel: Any) -> Any:
+    stamp(kernel, DIGEST)
+    return kernel
+
+
 def jit(function: Callable[P, R]) -> Callable[P, R]:
     """Compile `function` on its first call; its type stays that of the Python function."""
-    return cast("Callable[P, R]", _njit(cache=True, nogil=True)(function))
+    return _stored(_njit(cache=True, nogil=True)(function))
+
+
+def lean_jit(function: Callable[P, R]) -> Callable[P, R]:
+    """As `jit`, for code that allocates nothing: views of arrays are not counted, so they are free.
+
+    Numba counts references to arrays by atomic instructions, two a view, which costs a small layer
+    half its time. Code that allocates, or gives an array back, does not compile here.
+    """
+    return _stored(_njit(cache=True, nogil=True, _nrt=False)(function))
 
 
 def python_version(kernel: Callable[P, R]) -> Callable[P, R]:
