@@ -36,7 +36,7 @@ def row(name: str, kernel: Kernel) -> str:
     arguments = kernel.work(np.random.default_rng(0))
     fast = best_seconds(kernel.function, arguments) / kernel.elements * 1e9
     naive = best_seconds(kernel.naive, arguments) / kernel.elements * 1e9
-    return f"| `{name}` | {kernel.elements} | {fast:.2f} | {naive:.1f} |"
+    return f"| `{name}` | {kernel.elements} | {fast:.3g} | {naive:.3g} |"
 
 
 def processor() -> str:

@@ -5,8 +5,34 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from onnxptq.kernels import cases, numeric
+from onnxptq.kernels import (
+    accumulate,
+    boundary,
+    cases,
+    cases_boundary,
+    cases_conv,
+    cases_global_average_pool,
+    cases_move,
+    cases_pair,
+    cases_pool,
+    cases_requantize,
+    cases_softmax,
+    cases_table,
+    conv,
+    depthwise,
+    global_average_pool,
+    matmul,
+    move,
+    numeric,
+    pair,
+    pool,
+    requantize,
+    share,
+    softmax,
+    table,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,4 +100,169 @@ KERNELS: dict[str, Kernel] = {
         cases.WEIGHT_WORK,
         3e-4,
     ),
+    "pair": Kernel(
+        pair.pair, pair.pair_naive, cases_pair.pairs, cases_pair.pair_work, cases_pair.WORK, 0.0
+    ),
+    "table": Kernel(
+        table.table,
+        table.table_naive,
+        cases_table.tables,
+        cases_table.table_work,
+        cases_table.WORK,
+        0.0,
+    ),
+    "clip": Kernel(
+        table.clip,
+        table.clip_naive,
+        cases_table.clips,
+        cases_table.clip_work,
+        cases_table.WORK,
+        0.0,
+    ),
+    "copy": Kernel(
+        move.copy, move.copy_naive, cases_move.copies, cases_move.copy_work, cases_move.WORK, 0.0
+    ),
+    "fill": Kernel(
+        move.fill, move.fill_naive, cases_move.fills, cases_move.fill_work, cases_move.WORK, 0.0
+    ),
+    "take": Kernel(
+        move.take, move.take_naive, cases_move.takes, cases_move.take_work, cases_move.WORK, 0.0
+    ),
+    "share": Kernel(
+        share.share,
+        share.share_naive,
+        cases_requantize.shares,
+        cases_requantize.share_work,
+        1,
+        0.0,
+    ),
+    "requantize_row": Kernel(
+        requantize.requantize_row,
+        requantize.requantize_row_naive,
+        cases_requantize.rows,
+        cases_requantize.row_work,
+        cases_requantize.ROW_WORK,
+        0.0,
+    ),
+    "multiply": Kernel(
+        accumulate.multiply,
+        accumulate.multiply_naive,
+        cases_conv.products,
+        cases_conv.product_work,
+        cases_conv.PRODUCT_WORK,
+        0.0,
+    ),
+    "conv": Kernel(
+        conv.conv,
+        conv.conv_naive,
+        cases_conv.convs,
+        cases_conv.conv_work,
+        cases_conv.CONV_WORK,
+        0.0,
+    ),
+    "depthwise": Kernel(
+        depthwise.depthwise,
+        depthwise.depthwise_naive,
+        cases_conv.depthwises,
+        cases_conv.depthwise_work,
+        cases_conv.DEPTHWISE_WORK,
+        0.0,
+    ),
+    "matmul": Kernel(
+        matmul.matmul,
+        matmul.matmul_naive,
+        cases_conv.matmuls,
+        cases_conv.matmul_work,
+        cases_conv.MATMUL_WORK,
+        0.0,
+    ),
+    "max_pool": Kernel(
+        pool.max_pool,
+        pool.max_pool_naive,
+        cases_pool.max_pools,
+        cases_pool.max_pool_work,
+        cases_pool.MAX_WORK,
+        0.0,
+    ),
+    "reduce": Kernel(
+        pool.reduce,
+        pool.reduce_naive,
+        cases_pool.reduces,
+        cases_pool.reduce_work,
+        cases_pool.REDUCE_WORK,
+        0.0,
+    ),
+    "average_pool": Kernel(
+        pool.average_pool,
+        pool.average_pool_naive,
+        cases_pool.average_pools,
+        cases_pool.average_pool_work,
+        cases_pool.AVERAGE_WORK,
+        0.0,
+    ),
+    "softmax": Kernel(
+        softmax.softmax,
+        softmax.softmax_naive,
+        cases_softmax.softmaxes,
+        cases_softmax.softmax_work,
+        cases_softmax.WORK,
+        0.0,
+    ),
+    "quantize": Kernel(
+        boundary.quantize,
+        boundary.quantize_naive,
+        cases_boundary.quantizes,
+        cases_boundary.quantize_work,
+        cases_boundary.WORK,
+        0.0,
+    ),
+    "dequantize": Kernel(
+        boundary.dequantize,
+        boundary.dequantize_naive,
+        cases_boundary.dequantizes,
+        cases_boundary.dequantize_work,
+        cases_boundary.WORK,
+        0.0,
+    ),
+    "acc_to_real": Kernel(
+        boundary.acc_to_real,
+        boundary.acc_to_real_naive,
+        cases_boundary.accs_to_real,
+        cases_boundary.acc_to_real_work,
+        cases_boundary.WORK // 1024 * 1024,
+        0.0,
+    ),
+    "global_average_pool": Kernel(
+        global_average_pool.global_average_pool,
+        global_average_pool.global_average_pool_naive,
+        cases_global_average_pool.pools,
+        cases_global_average_pool.pool_work,
+        cases_global_average_pool.WORK,
+        0.0,
+    ),
+}
+
+RowKernel = Callable[
+    [npt.NDArray[np.int64], npt.NDArray[np.uint8], npt.NDArray[np.uint8], int, int], None
+]
+
+# kernel(row, arena, consts, thread, n_threads), in the order of their numbers in row[0].
+ROW_KERNELS: dict[str, RowKernel] = {
+    "conv": conv.conv,
+    "depthwise": depthwise.depthwise,
+    "matmul": matmul.matmul,
+    "pair": pair.pair,
+    "table": table.table,
+    "clip": table.clip,
+    "copy": move.copy,
+    "fill": move.fill,
+    "take": move.take,
+    "max_pool": pool.max_pool,
+    "reduce": pool.reduce,
+    "global_average_pool": global_average_pool.global_average_pool,
+    "average_pool": pool.average_pool,
+    "softmax": softmax.softmax,
+    "quantize": boundary.quantize,
+    "dequantize": boundary.dequantize,
+    "acc_to_real": boundary.acc_to_real,
 }

@@ -2,23 +2,37 @@
 
 import ast
 import copy
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from onnxptq.kernels import KERNELS
+from onnxptq.kernels import KERNELS, ROW_KERNELS
 from onnxptq.kernels.jit import python_version
 
 FOLDER = Path(__file__).parents[2] / "kernels"
 FILES = sorted(FOLDER.glob("*.py"))
+THREADS = 3
+"""Cases of kernels with a row have scratch for so many."""
 
 
 def outcome(function: Any, arguments: tuple[Any, ...]) -> list[Any]:
     """What a kernel gives back and what it left in its arguments."""
     own = copy.deepcopy(arguments)
-    return [function(*own), *(argument for argument in own if isinstance(argument, np.ndarray))]
+    result = function(*own)
+    clear_scratch(function, own)
+    return [result, *(argument for argument in own if isinstance(argument, np.ndarray))]
+
+
+def clear_scratch(function: Any, arguments: tuple[Any, ...]) -> None:
+    """Zero the scratch of a kernel whose row names one: what it leaves there is no result."""
+    columns = getattr(sys.modules[function.__module__], "COLUMNS", ())
+    if "scratch" in columns:
+        row, arena = arguments[:2]
+        scratch = int(row[1 + columns.index("scratch")])
+        arena[scratch : scratch + THREADS * int(row[1 + columns.index("scratch_bytes")])] = 0
 
 
 def assert_equal(found: Any, expected: Any, rtol: float) -> None:
@@ -44,6 +58,22 @@ def test_kernel_equals_its_plain_twin(name: str, request: pytest.FixtureRequest)
         expected = outcome(kernel.naive, arguments)
         for one, other in zip(found, expected, strict=True):
             assert_equal(one, other, kernel.rtol)
+
+
+@pytest.mark.parametrize("name", [name for name in ROW_KERNELS if name in KERNELS])
+@pytest.mark.parametrize("n_threads", [2, THREADS])
+def test_threads_together_compute_the_whole(name: str, n_threads: int) -> None:
+    kernel = KERNELS[name]
+
+    for *arguments, _, _ in kernel.cases(np.random.default_rng(n_threads)):
+        one, parts = copy.deepcopy(arguments), copy.deepcopy(arguments)
+        kernel.function(*one, 0, 1)
+        for thread in reversed(range(n_threads)):
+            kernel.function(*parts, thread, n_threads)
+        for data in (one, parts):
+            clear_scratch(kernel.function, tuple(data))
+
+        np.testing.assert_array_equal(one[1], parts[1])
 
 
 def test_grid_search_finds_an_error_as_small_as_trying_everything() -> None:
@@ -73,7 +103,7 @@ def test_only_our_decorator_compiles(path: Path) -> None:
         for decorator in node.decorator_list
     ]
 
-    assert set(decorators) <= {"jit", "property", "classmethod", "staticmethod"}
+    assert set(decorators) <= {"jit", "lean_jit", "property", "classmethod", "staticmethod"}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
@@ -94,14 +124,12 @@ def test_numba_has_one_door(path: Path) -> None:
     assert "numba" not in imports or path.name in {"jit.py", "intrinsics.py"}
 
 
-def test_the_decorator_caches_releases_the_gil_and_keeps_floats_strict() -> None:
-    call = next(
-        node
+def test_the_decorators_cache_release_the_gil_and_keep_floats_strict() -> None:
+    calls = [
+        {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
         for node in ast.walk(ast.parse((FOLDER / "jit.py").read_text(encoding="utf-8")))
         if isinstance(node, ast.Call) and ast.unparse(node.func) == "_njit"
-    )
+    ]
 
-    assert {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords} == {
-        "cache": "True",
-        "nogil": "True",
-    }
+    common = {"cache": "True", "nogil": "True"}
+    assert calls == [common, {**common, "_nrt": "False"}]
