@@ -1,5 +1,6 @@
 """The only door to onnxruntime: sessions, taps, and the graph that it really runs."""
 
+import re
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -161,8 +162,15 @@ def _declared(value: ir.Value) -> Port:
     dtype = np.dtype(value.dtype.numpy()) if value.dtype is not None else None
     known = dtype in _KINDS and isinstance(value.type, ir.TensorType)
     sides = value.shape
-    shape = None if sides is None else tuple(n if isinstance(n, int) else n.value for n in sides)
+    shape = None if sides is None else tuple(map(free_or_fixed, sides))
     return Port(str(value.name), dtype if known else None, shape)
+
+
+def free_or_fixed(side: int | ir.SymbolicDim) -> int | str | None:
+    """A fixed size, or the name of a free one; some exporters write free ones as -1."""
+    if isinstance(side, int):
+        return side if side >= 0 else None
+    return side.value
 
 
 def optimized(model: bytes | Path | ir.Model) -> onnx.ModelProto:
@@ -171,6 +179,26 @@ def optimized(model: bytes | Path | ir.Model) -> onnx.ModelProto:
         path = Path(folder) / "optimized.onnx"
         session(model, threads=1, write_optimized=path)
         return onnx.load(str(path), load_external_data=False)
+
+
+def running_graph(model: bytes | Path | ir.Model) -> ir.Model:
+    """The graph that onnxruntime runs on this machine, with its weights.
+
+    Float convolutions may be in a layout of this CPU's vector width (`BLOCKED_DOMAIN`).
+    """
+    with tempfile.TemporaryDirectory(prefix="onnxptq-") as folder:
+        path = Path(folder) / "optimized.onnx"
+        session(model, threads=1, write_optimized=path)
+        return io.load(path)  # its weights stay mapped when the folder is gone
+
+
+BLOCKED_DOMAIN = "com.microsoft.nchwc"
+_ADDED = re.compile(r"(_token_\d+|_nhwc|_nchwc)+$")
+
+
+def plain_name(name: str) -> str:
+    """A node's name without what onnxruntime's fusions added to it."""
+    return _ADDED.sub("", name)
 
 
 def with_outputs(model: ir.Model, names: Iterable[str]) -> ir.Model:

@@ -55,6 +55,14 @@ def test_an_input_of_unknown_rank_has_no_shape() -> None:
 
 
 @pytest.mark.usefixtures("everything_is_large")
+def test_a_free_dimension_written_as_minus_one_is_free(layers: ir.Model) -> None:
+    layers.graph.inputs[0].shape = ir.Shape([-1, 64])
+
+    (port,) = ort.inputs(layers)
+
+    assert port.shape == (None, 64)
+
+
 def test_a_large_model_shares_its_weights_with_the_session(
     layers: ir.Model, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -126,7 +126,7 @@ class _Running:
             if node.op_type not in CONVERSIONS:
                 # Its blocked convolutions are named after their outputs, all others after the node.
                 for name in (node.name, *node.output):
-                    self._float.setdefault(_base(name), not integer)
+                    self._float.setdefault(ort.plain_name(name), not integer)
 
     def is_float(self, node: ir.Node) -> bool:
         """Whether a node of the file runs in float; one fused away went its neighbour's way."""
@@ -147,11 +147,6 @@ def _gives_codes(node: onnx.NodeProto) -> bool:
         # Without an output scale (input 7) QGemm gives real numbers.
         return len(node.input) > 7 and bool(node.input[7])
     return node.op_type not in (*REAL_OUTPUT, "DequantizeLinear")
-
-
-def _base(name: str) -> str:
-    """The name before onnxruntime's fusions added theirs."""
-    return re.sub(r"(_token_\d+|_nhwc|_nchwc)+$", "", name)
 
 
 def _swallowed_by_float(node: ir.Node, running: dict[str, bool]) -> bool:
