@@ -1,5 +1,6 @@
 """OPS: the operators that can run on integers, one line each. Everything else stays in float."""
 
+from onnxptq.ops import conversions, moves, pairs, pools
 from onnxptq.ops.add import ADD
 from onnxptq.ops.average_pool import AVERAGE_POOL
 from onnxptq.ops.clip import CLIP
@@ -8,6 +9,7 @@ from onnxptq.ops.conv import CONV
 from onnxptq.ops.depth_to_space import DEPTH_TO_SPACE
 from onnxptq.ops.expand import EXPAND
 from onnxptq.ops.flatten import FLATTEN
+from onnxptq.ops.fused import Lower
 from onnxptq.ops.gather import GATHER
 from onnxptq.ops.gemm import GEMM
 from onnxptq.ops.global_average_pool import GLOBAL_AVERAGE_POOL
@@ -63,3 +65,18 @@ OPS: dict[str, Op] = {
         HARD_SIGMOID,
     )
 }
+
+LOWERINGS: dict[str, Lower] = {
+    **{name: lower for op in OPS.values() for name, lower in op.lowerings.items()},
+    # What the rewriter does not write, but stands in files of others or at the borders.
+    "QuantizeLinear": conversions.quantize_linear,
+    "DequantizeLinear": conversions.dequantize_linear,
+    "DynamicQuantizeLinear": conversions.chosen_at_run_time,
+    "DynamicQuantizeMatMul": conversions.chosen_at_run_time,
+    "Min": pairs.minimum,
+    "Max": pairs.maximum,
+    "ReduceMax": pools.reduce_max,
+    "ReduceMin": pools.reduce_min,
+    "Identity": moves.plain("identity"),
+}
+"""How each node that onnxruntime runs on codes becomes integer instructions, by its type."""

@@ -2,6 +2,7 @@
 
 import onnx_ir as ir
 
+from onnxptq.ops import pools
 from onnxptq.ops.nodes import ints_attribute, rank
 from onnxptq.ops.op import Case, Fusion, Op, QuantRule
 
@@ -20,6 +21,7 @@ AVERAGE_POOL = Op(
     rule=QuantRule(),
     fusion=Fusion.QLINEAR,
     refuse=_refuse,
+    lowerings={"QLinearAveragePool": pools.average_pool},
     cases=(
         Case((1, 4, 8, 8), {"kernel_shape": [2, 2], "strides": [2, 2]}),
         Case((1, 4, 7, 7), {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1]}),

@@ -3,6 +3,7 @@
 import numpy as np
 import onnx_ir as ir
 
+from onnxptq.ops import pairs
 from onnxptq.ops.nodes import input_at, scalar
 from onnxptq.ops.op import Case, Fusion, Op, QuantRule
 
@@ -21,5 +22,6 @@ CLIP = Op(
     rule=QuantRule(tied=True),
     fusion=Fusion.ON_CODES,
     refuse=_refuse,
+    lowerings={"Clip": pairs.clip_codes},
     cases=(Case((1, 3, 5, 5), {}, {1: np.float32(-0.5), 2: np.float32(0.75)}),),
 )

@@ -2,6 +2,7 @@
 
 import onnx_ir as ir
 
+from onnxptq.ops import products
 from onnxptq.ops.nodes import constant, input_at, is_constant
 from onnxptq.ops.op import Case, Fusion, Op, QuantRule
 
@@ -20,6 +21,7 @@ CONV = Op(
     rule=QuantRule(weight=1, bias=2, weight_axis=lambda _: 0, matmul=True),
     fusion=Fusion.QLINEAR,
     refuse=_refuse,
+    lowerings={"QLinearConv": products.qlinear_conv, "ConvInteger": products.conv_integer},
     cases=(
         Case((1, 8, 9, 7), {"pads": [1, 1, 1, 1]}, {1: (16, 8, 3, 3), 2: (16,)}),
         Case((2, 3, 11, 11), {"strides": [2, 2], "pads": [0, 1, 2, 1]}, {1: (5, 3, 3, 3)}),

@@ -1,5 +1,6 @@
 """DepthToSpace: moves codes."""
 
+from onnxptq.ops import moves
 from onnxptq.ops.op import Case, Fusion, Op, QuantRule
 
 DEPTH_TO_SPACE = Op(
@@ -7,5 +8,6 @@ DEPTH_TO_SPACE = Op(
     since=1,
     rule=QuantRule(tied=True),
     fusion=Fusion.CODES,
+    lowerings={"DepthToSpace": moves.depth_to_space},
     cases=(Case((1, 8, 3, 3), {"blocksize": 2}),),
 )

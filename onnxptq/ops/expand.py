@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from onnxptq.ops import moves
 from onnxptq.ops.op import Case, Fusion, Op, QuantRule
 
 EXPAND = Op(
@@ -9,5 +10,6 @@ EXPAND = Op(
     since=8,
     rule=QuantRule(tied=True),
     fusion=Fusion.CODES,
+    lowerings={"Expand": moves.plain("expand")},
     cases=(Case((2, 1, 3), {}, {1: np.array([2, 4, 3], np.int64)}),),
 )

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from onnxptq.ops import moves
 from onnxptq.ops.op import Case, Fusion, Op, QuantRule
 
 GATHER = Op(
@@ -9,5 +10,6 @@ GATHER = Op(
     since=1,
     rule=QuantRule(tied=True),
     fusion=Fusion.CODES,
+    lowerings={"Gather": moves.gather},
     cases=(Case((4, 3, 5), {"axis": 1}, {1: np.array([2, 0], np.int64)}),),
 )

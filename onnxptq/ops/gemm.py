@@ -2,6 +2,7 @@
 
 import onnx_ir as ir
 
+from onnxptq.ops import products
 from onnxptq.ops.nodes import (
     constant,
     fits_channels,
@@ -39,6 +40,7 @@ GEMM = Op(
     rule=QuantRule(weight=1, bias=2, weight_axis=weight_axis, matmul=True),
     fusion=Fusion.QLINEAR,
     refuse=_refuse,
+    lowerings={"QGemm": products.qgemm},
     cases=(
         Case((3, 20), {"transB": 1}, {1: (10, 20), 2: (10,)}),
         Case((1, 20), {}, {1: (20, 7), 2: (7,)}),

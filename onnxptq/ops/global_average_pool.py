@@ -1,5 +1,6 @@
 """GlobalAveragePool: QLinearGlobalAveragePool, a sum of codes."""
 
+from onnxptq.ops import pools
 from onnxptq.ops.op import Case, Fusion, Op, QuantRule
 
 GLOBAL_AVERAGE_POOL = Op(
@@ -7,5 +8,6 @@ GLOBAL_AVERAGE_POOL = Op(
     since=1,
     rule=QuantRule(),
     fusion=Fusion.QLINEAR,
+    lowerings={"QLinearGlobalAveragePool": pools.global_average_pool},
     cases=(Case((2, 6, 5, 7)),),
 )

@@ -1,5 +1,6 @@
 """LeakyRelu: QLinearLeakyRelu, a table of 256 codes."""
 
+from onnxptq.ops import pools
 from onnxptq.ops.op import Case, Fusion, Op, QuantRule
 
 LEAKY_RELU = Op(
@@ -7,5 +8,6 @@ LEAKY_RELU = Op(
     since=6,
     rule=QuantRule(),
     fusion=Fusion.QLINEAR,
+    lowerings={"QLinearLeakyRelu": pools.table},
     cases=(Case((1, 3, 5, 5), {"alpha": 0.1}),),
 )

@@ -2,6 +2,7 @@
 
 import onnx_ir as ir
 
+from onnxptq.ops import products
 from onnxptq.ops.nodes import constant, input_at, rank
 from onnxptq.ops.op import Case, Fusion, Op, QuantRule
 
@@ -26,6 +27,11 @@ MAT_MUL = Op(
     rule=QuantRule(activations=(0, 1), weight=1, weight_axis=weight_axis, matmul=True),
     fusion=Fusion.QLINEAR,
     refuse=_refuse,
+    lowerings={
+        "QLinearMatMul": products.qlinear_matmul,
+        "MatMulInteger": products.matmul_integer,
+        "MatMulIntegerToFloat": products.matmul_integer_to_float,
+    },
     cases=(
         Case((4, 12), {}, {1: (12, 9)}),
         Case((2, 3, 12), {}, {1: (12, 8)}),

@@ -2,6 +2,7 @@
 
 import onnx_ir as ir
 
+from onnxptq.ops import pools
 from onnxptq.ops.op import Case, Fusion, Op, QuantRule
 
 
@@ -18,6 +19,7 @@ MAX_POOL = Op(
     rule=QuantRule(tied=True),
     fusion=Fusion.CODES,
     refuse=_refuse,
+    lowerings={"MaxPool": pools.max_pool, "NhwcMaxPool": pools.max_pool},
     cases=(
         Case((1, 3, 8, 8), {"kernel_shape": [2, 2], "strides": [2, 2]}),
         Case((2, 5, 7, 9), {"kernel_shape": [3, 3], "pads": [1, 0, 1, 2]}),

@@ -1,5 +1,6 @@
 """Mul: QLinearMul."""
 
+from onnxptq.ops import pairs
 from onnxptq.ops.op import Case, Fusion, Op, QuantRule
 
 MUL = Op(
@@ -7,6 +8,7 @@ MUL = Op(
     since=7,
     rule=QuantRule(activations=None),
     fusion=Fusion.QLINEAR,
+    lowerings={"QLinearMul": pairs.qlinear_mul},
     cases=(
         Case((2, 3, 4, 5), {}, {1: (2, 3, 4, 5)}),
         Case((1, 6, 4, 4), {}, {1: (6, 1, 1)}),

@@ -1,11 +1,14 @@
 """Op: everything known about one ONNX operator, one record each."""
 
 import enum
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
+
+if TYPE_CHECKING:
+    from onnxptq.ops.fused import Lower
 
 
 class Fusion(enum.Enum):
@@ -74,6 +77,8 @@ class Op:
         fusion: What onnxruntime makes of it.
         cases: Examples that the shared tests run.
         refuse: Reason why this particular node stays in float, or None if it can be integer.
+        lowerings: Nodes that onnxruntime fuses the operator into, by type, and how each becomes
+            integer instructions.
     """
 
     type: str
@@ -82,3 +87,4 @@ class Op:
     fusion: Fusion
     cases: tuple[Case, ...] = ()
     refuse: Callable[[ir.Node], str | None] = _always
+    lowerings: Mapping[str, "Lower"] = field(default_factory=dict[str, "Lower"])

@@ -3,6 +3,7 @@
 import numpy as np
 import onnx_ir as ir
 
+from onnxptq.ops import moves
 from onnxptq.ops.nodes import input_at, scalar
 from onnxptq.ops.op import Case, Fusion, Op, QuantRule
 
@@ -20,6 +21,7 @@ PAD = Op(
     rule=QuantRule(tied=True),
     fusion=Fusion.ON_CODES,
     refuse=_refuse,
+    lowerings={"Pad": moves.pad},
     cases=(
         Case((1, 4, 5, 5), {}, {1: np.array([0, 2, 1, 1, 0, 1, 0, 2], np.int64)}),
         Case((1, 4, 5, 5), {"mode": "edge"}, {1: np.array([0, 0, 1, 1, 0, 0, 1, 1], np.int64)}),

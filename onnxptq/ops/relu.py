@@ -1,5 +1,6 @@
 """Relu: folded into the codes of what precedes it, else a Clip written on codes."""
 
+from onnxptq.ops import pairs
 from onnxptq.ops.op import Case, Fusion, Op, QuantRule
 
 RELU = Op(
@@ -7,5 +8,6 @@ RELU = Op(
     since=6,
     rule=QuantRule(tied=True),
     fusion=Fusion.ON_CODES,
+    lowerings={"Relu": pairs.relu_codes},
     cases=(Case((1, 3, 5, 5)),),
 )

@@ -3,6 +3,7 @@
 import numpy as np
 import onnx_ir as ir
 
+from onnxptq.ops import moves
 from onnxptq.ops.nodes import string_attribute
 from onnxptq.ops.op import Case, Fusion, Op, QuantRule
 
@@ -25,6 +26,7 @@ RESIZE = Op(
     rule=QuantRule(tied=True),
     fusion=Fusion.CODES,
     refuse=_refuse,
+    lowerings={"Resize": moves.resize},
     cases=(
         Case(
             (1, 3, 4, 5),

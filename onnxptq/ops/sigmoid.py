@@ -1,5 +1,6 @@
 """Sigmoid: QLinearSigmoid, a table of 256 codes."""
 
+from onnxptq.ops import pools
 from onnxptq.ops.op import Case, Fusion, Op, QuantRule
 
 SIGMOID = Op(
@@ -7,5 +8,6 @@ SIGMOID = Op(
     since=6,
     rule=QuantRule(),
     fusion=Fusion.QLINEAR,
+    lowerings={"QLinearSigmoid": pools.table},
     cases=(Case((1, 3, 5, 5)),),
 )

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from onnxptq.ops import moves
 from onnxptq.ops.op import Case, Fusion, Op, QuantRule
 
 SLICE = Op(
@@ -9,6 +10,7 @@ SLICE = Op(
     since=10,
     rule=QuantRule(tied=True),
     fusion=Fusion.CODES,
+    lowerings={"Slice": moves.plain("slice", "starts", "ends", "axes")},
     cases=(
         Case(
             (1, 4, 8, 8),

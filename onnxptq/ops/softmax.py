@@ -1,5 +1,6 @@
 """Softmax: QLinearSoftmax, exponentials from a table."""
 
+from onnxptq.ops import pools
 from onnxptq.ops.op import Case, Fusion, Op, QuantRule
 
 SOFTMAX = Op(
@@ -7,5 +8,6 @@ SOFTMAX = Op(
     since=1,
     rule=QuantRule(),
     fusion=Fusion.QLINEAR,
+    lowerings={"QLinearSoftmax": pools.softmax},
     cases=(Case((2, 10), {"axis": -1}),),
 )

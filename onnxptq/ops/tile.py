@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from onnxptq.ops import moves
 from onnxptq.ops.op import Case, Fusion, Op, QuantRule
 
 TILE = Op(
@@ -9,5 +10,6 @@ TILE = Op(
     since=6,
     rule=QuantRule(tied=True),
     fusion=Fusion.CODES,
+    lowerings={"Tile": moves.plain("tile")},
     cases=(Case((2, 3), {}, {1: np.array([2, 2], np.int64)}),),
 )

@@ -1,5 +1,6 @@
 """Transpose: moves codes."""
 
+from onnxptq.ops import moves
 from onnxptq.ops.op import Case, Fusion, Op, QuantRule
 
 TRANSPOSE = Op(
@@ -7,5 +8,6 @@ TRANSPOSE = Op(
     since=1,
     rule=QuantRule(tied=True),
     fusion=Fusion.CODES,
+    lowerings={"Transpose": moves.transpose},
     cases=(Case((2, 3, 4, 5), {"perm": [0, 2, 3, 1]}),),
 )

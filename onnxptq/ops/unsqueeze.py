@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from onnxptq.ops import moves
 from onnxptq.ops.op import Case, Fusion, Op, QuantRule
 
 UNSQUEEZE = Op(
@@ -9,5 +10,6 @@ UNSQUEEZE = Op(
     since=13,
     rule=QuantRule(tied=True),
     fusion=Fusion.CODES,
+    lowerings={"Unsqueeze": moves.plain("unsqueeze", "axes")},
     cases=(Case((2, 3), {}, {1: np.array([2, 3], np.int64)}),),
 )
