@@ -17,8 +17,10 @@ if TYPE_CHECKING:
         UnsupportedOpError,
     )
     from onnxptq.pipeline import Quantized, quantize
+    from onnxptq.program import IntegerProgram
     from onnxptq.quant import QParams, QuantSpec
     from onnxptq.recipe import Recipe
+    from onnxptq.runtime.execute import Executor
 
 __version__ = "0.1.0"
 __all__ = [
@@ -27,6 +29,8 @@ __all__ = [
     "Recipe",
     "QuantSpec",
     "QParams",
+    "IntegerProgram",
+    "Executor",
     "OnnxptqError",
     "ModelError",
     "UnsupportedOpError",
@@ -41,6 +45,8 @@ _HOME = {
     "Recipe": "recipe",
     "QuantSpec": "quant",
     "QParams": "quant",
+    "IntegerProgram": "program",
+    "Executor": "runtime.execute",
 }
 
 
