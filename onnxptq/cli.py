@@ -22,6 +22,7 @@ from onnxptq.errors import ModelError, OnnxptqError, SpecError
 from onnxptq.report import terminal
 from onnxptq.report.terminal import Output
 
+EXIT_NO = 1
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells count
 DEMO_SAMPLES = 256
@@ -187,10 +188,37 @@ def lint(
 
 
 @app.command()
+def verify(
+    model: flags.QuantizedModel,
+    data: flags.VerifyData = None,
+    samples: flags.VerifySamples = 4,
+    program: flags.ProgramOut = None,
+    preprocess: flags.Preprocess = None,
+    json: flags.Json = None,
+) -> None:
+    """Compare the integer executor with onnxruntime, bit by bit, and prove its arithmetic."""
+    from onnxptq.calibrate.progress import Bar
+    from onnxptq.files import writable
+    from onnxptq.report.inputs import DataOptions
+    from onnxptq.report.verification import verify_file
+
+    answer = Output(json)
+    answer.check()
+    if program is not None:
+        writable(program)
+    result = verify_file(model, data, DataOptions(preprocess, samples, 1), program, Bar())
+    answer.say(*terminal.verification(result))
+    answer.answer(asdict(result))
+    if not result.holds:
+        raise typer.Exit(EXIT_NO)
+
+
+@app.command()
 def evaluate(
     model: flags.AnyModel,
     data: flags.Data,
     reference: flags.Reference = None,
+    engine: flags.EngineFlag = flags.Engine.ONNXRUNTIME,
     samples: flags.Samples = None,
     preprocess: flags.Preprocess = None,
     batch_size: flags.BatchSize = 8,
@@ -204,7 +232,7 @@ def evaluate(
     answer = Output(json)
     answer.check()
     options = DataOptions(preprocess, samples, batch_size)
-    result = evaluate_file(model, data, reference, options, Bar())
+    result = evaluate_file(model, data, reference, options, Bar(), engine=str(engine))
     answer.say(terminal.evaluation(result))
     answer.answer(asdict(result))
 
@@ -295,6 +323,7 @@ def demo(
     steps: dict[str, list[str | Path]] = {
         "quantize": ["quantize", model, "-o", quantized, "--data", calib, "--report", page],
         "lint": ["lint", quantized],
+        "verify": ["verify", quantized, "--data", test],
         "evaluate": ["evaluate", quantized, "--data", test, "--reference", model],
     }
     answers = {name: _demo_step(name, step, out, answer) for name, step in steps.items()}

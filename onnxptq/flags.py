@@ -14,6 +14,13 @@ class Storage(StrEnum):
     INT8 = "int8"
 
 
+class Engine(StrEnum):
+    """What runs a model."""
+
+    ONNXRUNTIME = "onnxruntime"
+    INTEGER = "integer"
+
+
 Json = Annotated[
     str | None,
     typer.Option("--json", metavar="FILE", help="Write the answer as JSON; - for standard output."),
@@ -67,6 +74,22 @@ Reference = Annotated[
     Path | None, typer.Option(metavar="F.onnx", help="The float model to compare with.")
 ]
 FloatModel = Annotated[Path, typer.Argument(metavar="M.onnx", help="The float model.")]
+VerifyData = Annotated[
+    str | None,
+    typer.Option(
+        "--data",
+        metavar="DATA",
+        help="What to feed. Default: made-up inputs that reach both ends of every code range.",
+    ),
+]
+VerifySamples = Annotated[int, typer.Option(metavar="N", min=1, help="Use N samples.")]
+ProgramOut = Annotated[
+    Path | None,
+    typer.Option("--program", metavar="F.npz", help="Write the integer program, to run it alone."),
+]
+EngineFlag = Annotated[
+    Engine, typer.Option("--engine", help="What runs the model: onnxruntime, or the executor.")
+]
 QuantizedModel = Annotated[Path, typer.Argument(metavar="Q.onnx", help="A quantized model.")]
 AnyModel = Annotated[Path, typer.Argument(metavar="M.onnx", help="Float or quantized.")]
 OutputModel = Annotated[

@@ -1,10 +1,11 @@
-"""Accuracy of a model on data, and its nearness to a float model, in onnxruntime."""
+"""Accuracy of a model on data, and its nearness to a float model."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+import numpy as np
 import numpy.typing as npt
 
 from onnxptq import ort
@@ -15,15 +16,49 @@ from onnxptq.graph import io
 from onnxptq.report.inputs import DataOptions, open_for
 from onnxptq.report.measure import Tally
 from onnxptq.report.rows import Evaluation
+from onnxptq.runtime.execute import Executor
 
 Array = npt.NDArray[Any]
+
+
+class Network(Protocol):
+    """What can be evaluated: a session of onnxruntime, or the integer executor."""
+
+    inputs: tuple[ort.Port, ...]
+    outputs: tuple[ort.Port, ...]
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """Outputs by name."""
+        ...
+
+
+class IntegerNetwork:
+    """The executor behind the face of a session."""
+
+    def __init__(self, model: Path) -> None:
+        self._executor = Executor(model, threads=0)
+        program = self._executor.program
+        dtypes = [np.dtype(value.dtype) for value in program.values]
+        self.inputs = tuple(ort.Port(p.name, dtypes[p.value], p.shape) for p in program.inputs)
+        self.outputs = tuple(ort.Port(p.name, dtypes[p.value], p.shape) for p in program.outputs)
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """Outputs by name."""
+        names = [port.name for port in self.outputs]
+        return dict(zip(names, self._executor.run(names, feeds), strict=True))
+
+
+ENGINES: dict[str, Callable[[Path], Network]] = {
+    "onnxruntime": lambda path: ort.session(io.load(path)),
+    "integer": IntegerNetwork,
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
     """A model and, if wanted, the float model it is compared with; both loaded."""
 
-    model: ort.Session
+    model: Network
     reference: ort.Session | None = None
 
     def __post_init__(self) -> None:
@@ -57,7 +92,7 @@ class Pair:
         return outputs, expected
 
 
-def _inputs(session: ort.Session) -> dict[str, list[int | str]]:
+def _inputs(session: Network) -> dict[str, list[int | str]]:
     """Shape of each input by name, "?" where a side is free."""
     return {
         port.name: [side if isinstance(side, int) else "?" for side in port.shape or ()]
@@ -111,8 +146,18 @@ def evaluate_file(
     reference: Path | None,
     options: DataOptions,
     progress: Progress,
+    *,
+    engine: str = "onnxruntime",
 ) -> Evaluation:
     """`evaluate` for files: loads the models, opens the data with the model's stored preprocessing.
+
+    Args:
+        model: The model.
+        source: DATA.
+        reference: The float model to compare with, which onnxruntime runs; None for none.
+        options: How data are read.
+        progress: Told of each batch.
+        engine: What runs the model, a key of `ENGINES`.
 
     Raises:
         ModelError: A file is no model, or the two are not the same network.
@@ -120,7 +165,7 @@ def evaluate_file(
         SpecError: The preprocessing text is malformed.
     """
     network = io.load(model)
-    loaded = ort.session(network)
+    loaded = ENGINES[engine](model)
     against = None if reference is None else ort.session(io.load(reference))
     data = open_for(network, loaded.inputs, source, options)
     return evaluate(Pair(loaded, against), data, options.batch_size, progress)

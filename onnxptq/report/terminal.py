@@ -8,13 +8,17 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from onnxptq.report.rows import Evaluation, FloatRow, LayerRow, QuantizeReport, decibels, percent
+
+if TYPE_CHECKING:
+    from onnxptq.runtime.certify import Certificate
+    from onnxptq.runtime.verify import Difference, Verification
 
 _WORST_LAYERS = 8
 
@@ -143,6 +147,73 @@ def evaluation(result: Evaluation) -> Table:
         "KL divergence": "" if result.kl is None else f"{result.kl:.3g} nats",
     }
     return facts({label: value for label, value in pairs.items() if value})
+
+
+def verification(result: "Verification") -> tuple[RenderableType, ...]:
+    """What was compared, what differs, what was proved, and what runs in float."""
+    certificate = result.certificate
+    forms = ", ".join(
+        f"{count} {name.replace('_', ' ')}" for name, count in certificate.by.items() if count
+    )
+    unproved = certificate.channels - certificate.proved
+    pairs = {
+        "bit-exact": "yes" if result.bit_exact else "no",
+        "compared": f"{result.elements} elements of {result.tensors} tensors and the outputs",
+        "differing": str(result.mismatches),
+        "proved": f"{certificate.proved} of {certificate.channels} channels ({forms})",
+        "onnxruntime": f"{certificate.onnxruntime} on {certificate.cpu}",
+        "probe": certificate.probe,
+        "without VNNI": _saturation(certificate),
+    }
+    parts: list[RenderableType] = [facts(pairs), *_islands(result)]
+    if result.first_difference is not None:
+        parts += ["", *_difference(result.first_difference)]
+    if unproved:
+        worst = [row.node for row in certificate.layers if row.proved < row.channels]
+        parts += notes([f"not proved: {', '.join(worst)}"])
+    parts += notes([f"codes may leave their range at {node}" for node in certificate.unsound])
+    parts += notes([f"not compared: {name}" for name in result.not_compared])
+    return tuple(parts)
+
+
+def _saturation(certificate: "Certificate") -> str:
+    risky = [row for row in certificate.layers if row.saturation.channels]
+    if not risky:
+        return "the same numbers"
+    results = sum(row.saturation.accumulators for row in risky)
+    return f"{len(risky)} layers could saturate, in at most {results} results of this run"
+
+
+def _islands(result: "Verification") -> tuple[RenderableType, ...]:
+    if not result.islands:
+        return ()
+    table = Table(title="run by onnxruntime", title_justify="left", box=None, pad_edge=False)
+    for head in ("operators", "of MACs", "of elements", "why"):
+        table.add_column(head, overflow="fold")
+    for row in result.islands:
+        operators = " ".join(row.op_types)
+        table.add_row(
+            Text(operators),
+            percent(row.share_of_macs),
+            percent(row.share_of_elements),
+            Text(row.why),
+        )
+    return ("", table)
+
+
+def _difference(first: "Difference") -> tuple[RenderableType, ...]:
+    table = Table(
+        title=f"first difference: {first.tensor} of node {first.node or '(an output)'}, "
+        f"{first.count} elements",
+        title_justify="left",
+        box=None,
+        pad_edge=False,
+    )
+    for head in ("index", "onnxruntime", "executor"):
+        table.add_column(head, justify="right")
+    for index, expected, found in zip(first.indices, first.expected, first.found, strict=True):
+        table.add_row(str(index), f"{expected:.9g}", f"{found:.9g}")
+    return (table,)
 
 
 @contextmanager
