@@ -1,21 +1,21 @@
 """Any number of random networks through quantize and verify: counts, and the first that fails.
 
-python -m benchmarks.random_networks --count 1000 --seed 7 [--json counts.json]
+python -m benchmarks.random_networks --count 1000 --seed 7
 """
 
-import argparse
-import json
 import sys
 import time
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 from hypothesis import HealthCheck, given, seed, settings
 
+from benchmarks import common
 from tests.networks import Net
 from tests.random_networks import check, quantized
 from tests.strategies import networks
+
+SHOWN = ("networks", "tensors", "elements", "channels", "seconds")
 
 
 class Counts:
@@ -65,10 +65,9 @@ def run(count: int, start: int) -> Counts:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--count", type=int, default=200)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path)
+    parser = common.parser(__doc__, "random_networks")
+    parser.add_argument("--count", type=int, default=200, help="how many networks")
+    parser.add_argument("--seed", type=int, default=0, help="same seed, same networks")
     options = parser.parse_args()
     started = time.perf_counter()
     counts = run(options.count, options.seed)
@@ -78,10 +77,8 @@ def main() -> int:
         "mismatches": 0,
         "seconds": round(time.perf_counter() - started, 1),
     }
-    text = json.dumps(answer, indent=2)
-    print(text)
-    if options.json is not None:
-        options.json.write_text(text + "\n", encoding="utf-8")
+    common.show("random networks", [{key: answer[key] for key in SHOWN} | {"mismatches": 0}])
+    common.write_results("random_networks", answer, options.out)
     return 0
 
 
