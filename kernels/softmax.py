@@ -4,7 +4,8 @@ It looks exp(x_scale * (x - max)) up in a table of float32, sums the values one 
 float32, and takes q = min(rint(t * c / sum) + y_zero, hi) with c = floor(1 / y_scale). From 1.32 on
 the quotient is not rounded before rint: of 986 rows with quotients within 2^-22 of a half, it has
 the code of the exact quotient everywhere. Up to 1.31.1 t * c and the quotient are rounded to
-float32 (38 codes in 211 of such rows differ for c = 128).
+float32 (38 codes in 211 of such rows differ for c = 128), and where t * c leaves float32, which c
+above 148 times the length does, an integer overflows (`_overflowed`).
 
 Versions tried (rows of 1000, ns an element, one core of a Xeon with AVX-512, 2026-11):
     soft-float sums, quotients from a reciprocal, exact ones near halves     8.4
@@ -38,9 +39,15 @@ DOUBT = 1024
 
 Larger quotients keep their place above 512 and saturate, since y_zero >= -128 and hi <= 255.
 """
-DOUBT_IN_FLOAT32 = 1 << 16
-"""2^-14: rounding t * c and a quotient below 512 to float32 moves it by 2^-15 at most."""
 SATURATED = 512
+
+
+def _overflowed_naive(row: I64) -> int:
+    """Specification of `_overflowed`: -2^31 + y_zero in int32, then as the type takes it."""
+    y_zero = int(row[Y_ZERO])
+    if not row[BIAS128]:
+        return 0
+    return SATURATED if y_zero < 0 else -128 - y_zero
 
 
 def softmax_naive(row: I64, arena: U8, consts: U8, *_threads: int) -> None:
@@ -59,8 +66,9 @@ def softmax_naive(row: I64, arena: U8, consts: U8, *_threads: int) -> None:
         total += values[:, k : k + 1]
     # No float64 division rounds to a half: t * c and sum have 48 and 24 bits.
     wide = values.astype(np.float64) if row[EXACT] else values
-    with np.errstate(over="ignore"):  # infinite quotients saturate
-        quotients = np.rint(wide * one_over / total)
+    with np.errstate(over="ignore"):
+        shares = wide * one_over / total
+    quotients = np.rint(np.where(np.isinf(shares), _overflowed_naive(row), shares))
     codes = np.minimum(quotients, SATURATED).astype(np.int64) + row[Y_ZERO]
     y = np.minimum(codes, row[HI]) + row[BIAS128]
     arena[row[Y] : row[Y] + size] = y.ravel()
@@ -133,9 +141,15 @@ def _quotients(row: I64, x: U8, y: U8, table: I32, shift: int, total: int) -> No
     m_one, m_total = softfloat.mantissa(one_over), softfloat.mantissa(total)
     exponents = softfloat.exponent(one_over) - softfloat.exponent(total) - 150
     factor = (m_one << 31) // m_total
-    doubt = DOUBT if row[EXACT] else DOUBT_IN_FLOAT32
     for i in range(row[LENGTH]):
         bits = np.int64(table[(np.int64(x[i * step]) + shift) & 255])
+        if row[EXACT] == 0:
+            product = softfloat.mul(bits, one_over)
+            code = _overflowed(y_zero, bias)
+            if product != softfloat.INFINITY:
+                code = softfloat.round_to_int(softfloat.div(product, total))
+            y[i * step] = min(code + y_zero, hi) + bias
+            continue
         m = softfloat.mantissa(bits)
         # The quotient is m * m_one / m_total * 2^e.
         e = exponents + softfloat.exponent(bits)
@@ -144,13 +158,22 @@ def _quotients(row: I64, x: U8, y: U8, table: I32, shift: int, total: int) -> No
         rest = nearly & ((1 << NEAR) - 1)
         if down < 0:
             code = SATURATED
-        elif doubt < rest < (1 << NEAR) - doubt:
+        elif DOUBT < rest < (1 << NEAR) - DOUBT:
             code = nearly >> NEAR
-        elif not row[EXACT]:
-            code = softfloat.round_to_int(softfloat.div(softfloat.mul(bits, one_over), total))
         else:
             code = _rounded_quotient(m * m_one, m_total, -e - 1)
         y[i * step] = min(code + y_zero, hi) + bias
+
+
+@lean_jit
+def _overflowed(y_zero: int, bias: int) -> int:
+    """What -2^31 + y_zero becomes, less y_zero: its last byte in uint8; in int8 it is clipped.
+
+    A negative y_zero wraps it around to a large number.
+    """
+    if bias == 0:
+        return 0
+    return SATURATED if y_zero < 0 else -128 - y_zero
 
 
 @lean_jit

@@ -277,9 +277,18 @@ def softmaxed(codes: IntArray, x_scale: np.float32, y: Affine, dtype: Container)
 
 
 def softmaxed_in_float32(codes: IntArray, x_scale: np.float32, y: Affine, dtype: Container) -> I32:
-    """QLinearSoftmax up to onnxruntime 1.31: t * c and the quotient are rounded to float32 too."""
+    """QLinearSoftmax up to onnxruntime 1.31: t * c and the quotient are rounded to float32 too.
+
+    Where t * c leaves float32, the quotient becomes the int32 -2^31, to which the zero point is
+    added: uint8 keeps the last byte; int8 is clipped, and a negative zero point wraps around first.
+    """
     powers, total = _powers_and_sum(codes, x_scale)
-    return _share_codes(powers * softmax_multiplier(y.scale) / total, y, dtype)
+    with np.errstate(over="ignore"):
+        shares = powers * softmax_multiplier(y.scale) / total
+    lo, hi = _ends(dtype)
+    lost = y.zero_point if lo == 0 else hi if y.zero_point < 0 else lo
+    codes = _share_codes(np.where(np.isinf(shares), np.float32(0), shares), y, dtype)
+    return np.where(np.isinf(shares), np.int32(lost), codes)
 
 
 def _powers_and_sum(codes: IntArray, x_scale: np.float32) -> tuple[F32, F32]:

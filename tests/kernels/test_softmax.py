@@ -108,6 +108,8 @@ def test_quotients_near_a_half_round_as_onnxruntimes(
         for _ in range(8):
             scales = (float(np.float32(rng.uniform(0.003, 0.3))), y_scale)
             x = near_halves(rng, scales)
+            if not len(x):
+                continue
             codes = (x.astype(np.int64) - 128).astype(np.int8) if signed else x
             y_zero = -128 if signed else 0
             y = onnxruntime_softmax(codes, 1, scales, y_zero)

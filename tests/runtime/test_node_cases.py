@@ -6,7 +6,7 @@ import warnings
 import pytest
 
 from benchmarks.node_cases import FOLDED, INTEGER, ISLAND, NOT_RUN, Outcome, cases, counts, try_case
-from tests.ort_versions import IS_OLD
+from tests.ort_versions import VERSION
 
 EXPLAINED = (
     # Case, what becomes of it, words of the reason.
@@ -96,7 +96,7 @@ def test_a_convolution_that_onnxruntime_refuses_is_what_onnx_expects(outcomes: l
     assert refused.as_onnx
 
 
-@pytest.mark.skipif(IS_OLD, reason="an old onnxruntime runs fewer cases")
+@pytest.mark.skipif(VERSION < (1, 32), reason="an older onnxruntime runs fewer cases")
 def test_what_quantized_networks_do_is_done_in_integers(outcomes: list[Outcome]):
     matching = [o for o in outcomes if any(is_named(o, pattern) for pattern in IN_INTEGERS)]
 
@@ -104,7 +104,7 @@ def test_what_quantized_networks_do_is_done_in_integers(outcomes: list[Outcome])
     assert len(matching) >= len(IN_INTEGERS)
 
 
-@pytest.mark.skipif(IS_OLD, reason="an old onnxruntime runs fewer cases")
+@pytest.mark.skipif(VERSION < (1, 32), reason="an older onnxruntime runs fewer cases")
 def test_every_other_case_has_a_reason_that_is_listed(outcomes: list[Outcome]):
     unexplained = [
         (o.name, o.kind, o.why)
