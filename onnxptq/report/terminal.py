@@ -4,6 +4,7 @@ import json
 import math
 import os
 import sys
+from collections import Counter
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -191,7 +192,8 @@ def _islands(result: "Verification") -> tuple[RenderableType, ...]:
     for head in ("operators", "of MACs", "of elements", "why"):
         table.add_column(head, overflow="fold")
     for row in result.islands:
-        operators = " ".join(row.op_types)
+        counts = Counter(row.op_types).items()
+        operators = ", ".join(op if count == 1 else f"{count} {op}" for op, count in counts)
         table.add_row(
             Text(operators),
             percent(row.share_of_macs),
