@@ -136,7 +136,7 @@ class Draft:
         images: Constants that lie in the arena: storage and what it holds.
         steps: Rows and islands, in order.
         constants: What kernels read besides the arena.
-        scratch_bytes: Of the row that needs most, for each thread.
+        scratch_bytes: Of the row that needs most, for each part of it.
     """
 
     def __init__(self, program: IntegerProgram) -> None:
@@ -209,7 +209,7 @@ class Draft:
         return View(len(self.sizes) - 1, 0, shape, dtype)
 
     def scratch(self, size: int) -> dict[str, Cell]:
-        """The columns of scratch of `size` bytes for each thread."""
+        """The columns of scratch of `size` bytes for each part of a row."""
         size = aligned(size)
         self.scratch_bytes = max(self.scratch_bytes, size)
         return {"scratch": View(SCRATCH, 0, (), np.dtype(np.uint8)), "scratch_bytes": size}

@@ -77,7 +77,7 @@ class Plan:
 
     Attributes:
         arena_bytes: Of all values; scratch lies behind them.
-        scratch_bytes: Of each thread.
+        scratch_bytes: Of each part of a row.
         consts: Weights, tables and all else that kernels read, uint8 [bytes].
         steps: Rows of kernel calls [n, 64], and islands between them.
         shared: Whether any row has work for more than one thread.
