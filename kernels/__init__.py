@@ -13,6 +13,7 @@ from onnxptq.kernels import (
     cases,
     cases_boundary,
     cases_conv,
+    cases_conv_u8s8,
     cases_global_average_pool,
     cases_move,
     cases_pair,
@@ -21,6 +22,7 @@ from onnxptq.kernels import (
     cases_softmax,
     cases_table,
     conv,
+    conv_u8s8,
     depthwise,
     global_average_pool,
     matmul,
@@ -160,6 +162,14 @@ KERNELS: dict[str, Kernel] = {
         cases_conv.CONV_WORK,
         0.0,
     ),
+    "conv_u8s8": Kernel(
+        conv_u8s8.conv_u8s8,
+        conv_u8s8.conv_u8s8_naive,
+        cases_conv_u8s8.convs,
+        cases_conv_u8s8.conv_work,
+        cases_conv_u8s8.WORK,
+        0.0,
+    ),
     "depthwise": Kernel(
         depthwise.depthwise,
         depthwise.depthwise_naive,
@@ -265,4 +275,5 @@ ROW_KERNELS: dict[str, RowKernel] = {
     "quantize": boundary.quantize,
     "dequantize": boundary.dequantize,
     "acc_to_real": boundary.acc_to_real,
+    "conv_u8s8": conv_u8s8.conv_u8s8,
 }

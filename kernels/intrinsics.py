@@ -108,3 +108,8 @@ pause = cast("Callable[[], None]", intrinsic(_pause))
 """Tell the core that this thread spins, so that its neighbour on the core gets more of it."""
 give_way = cast("Callable[[], None]", intrinsic(_give_way))
 """Let another thread run, where more threads wait than there are cores."""
+
+
+def signature_of(count: int) -> Any:
+    """Numba's signature of a function of so many int64 that gives nothing."""
+    return types.none(*[types.int64] * count)

@@ -12,6 +12,7 @@ from onnxptq.kernels.depthwise import depthwise_scratch_bytes
 from onnxptq.kernels.matmul import matmul_scratch_bytes
 from onnxptq.program import Instr
 from onnxptq.requant import GROUP, Requant
+from onnxptq.runtime import plan_conv
 from onnxptq.runtime.averages import average_requant, averaged_pixels
 from onnxptq.runtime.draft import Array, Cell, Draft, Shape, View
 from onnxptq.runtime.plan_movement import Picture, copy
@@ -41,13 +42,9 @@ def requant_columns(draft: Draft, instr: Instr, channels: int, found: Requant) -
     sign, steps = draft.sign(instr.outputs[0]), found.thresholds.shape[1]
     groups = -(-channels // GROUP)
     mantissa, exponent = requant.split_scale(found.scale)
-    shift = _each(found.shift, channels).astype(np.int64)
-    rounding = _each(found.rounding, channels) + (np.int64(sign) << shift)
     arrays = {
         "form": _each(found.form, groups).astype(np.uint8),
-        "multiplier": _each(found.multiplier, channels).astype(np.int32),
-        "rounding": rounding.astype(np.int64),
-        "shift": shift,
+        **fixed_point_numbers(found, channels, sign),
         "mantissa": _each(mantissa, channels).astype(np.int32),
         "exponent": _each(exponent, channels),
     }
@@ -61,6 +58,17 @@ def requant_columns(draft: Draft, instr: Instr, channels: int, found: Requant) -
         "lo": found.lo + sign,
         "hi": found.hi + sign,
         "zero": found.zero_point + sign,
+    }
+
+
+def fixed_point_numbers(found: Requant, channels: int, sign: int) -> dict[str, Array]:
+    """multiplier, rounding and shift of each channel, for codes that are stored `sign` higher."""
+    shift = _each(found.shift, channels).astype(np.int64)
+    rounding = _each(found.rounding, channels) + (np.int64(sign) << shift)
+    return {
+        "multiplier": _each(found.multiplier, channels).astype(np.int32),
+        "rounding": rounding.astype(np.int64),
+        "shift": shift,
     }
 
 
@@ -108,6 +116,8 @@ def conv(draft: Draft, instr: Instr) -> None:
     target = make_image(draft, instr, image, (filters, *window.out))
     depthwise = groups == filters == image.channels and groups > 1
     group_out = filters // groups
+    if not depthwise and target.size and _conv_u8s8(draft, instr, image, window, weight):
+        return
     if depthwise:
         packed = np.moveaxis(weight[:, 0], 0, -1)
     else:
@@ -134,6 +144,39 @@ def conv(draft: Draft, instr: Instr) -> None:
     }
     if target.size:
         draft.row("depthwise" if depthwise else "conv", columns, target.size * taps // MAC_WORK)
+
+
+def _conv_u8s8(draft: Draft, instr: Instr, image: Image, window: Window, weight: Array) -> bool:
+    """A row of the fast kernel, if it can compute this; `weight` is [M, C/group, k_h, k_w]."""
+    if len(window.kernel) != 2:
+        return False
+    target, groups = draft.views[instr.outputs[0]], instr.int("group")
+    filters = weight.shape[0]
+    bias = instr.arrays.get("bias")
+    bias = np.zeros(filters, np.int32) if bias is None else bias.reshape(-1).astype(np.int32)
+    grouped = weight.reshape(groups, filters // groups, *weight.shape[1:])
+    layer = plan_conv.Layer(
+        np.moveaxis(grouped, 2, -1),
+        _each(bias, filters),
+        instr.int("x_zero") + draft.sign(instr.inputs[0]),
+        image,
+        Image.of(target, is_channels_last(instr)),
+        window,
+    )
+    if not plan_conv.fits(layer):
+        return False
+    found, numbers = instr.requant, dict[str, Array]()
+    if found is not None:
+        assert isinstance(found, Requant)
+        numbers = fixed_point_numbers(found, filters, draft.sign(instr.outputs[0]))
+    columns = {
+        "x": draft.read(instr.inputs[0]),
+        "y": target,
+        **plan_conv.columns(draft, layer, found, numbers),
+        **_ending(draft, instr, filters),
+    }
+    draft.row("conv_u8s8", columns, plan_conv.work_of(layer) // MAC_WORK)
+    return True
 
 
 def matmul(draft: Draft, instr: Instr) -> None:

@@ -1,0 +1,505 @@
+"""Convolution of uint8 codes and int8 weights, channels last: no unfolding, weights packed ahead.
+
+A block of output pixels times up to 64 channels stays in registers while K is walked through. The
+pixels of a block may lie anywhere, so none is computed for nothing; where x has a border, the lines
+that are needed are copied to scratch with it, so that taps beside each other are one run of bytes.
+"""
+
+import itertools
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from onnxptq.kernels import epilogue, requantize
+from onnxptq.kernels import microkernel as mk
+from onnxptq.kernels.accumulate import write_accumulators
+from onnxptq.kernels.jit import lean_jit
+from onnxptq.kernels.requantize import requantize_row, requantize_row_naive
+from onnxptq.kernels.share import share, share_naive
+
+U8 = npt.NDArray[np.uint8]
+I32 = npt.NDArray[np.int32]
+I64 = npt.NDArray[np.int64]
+
+LANES = mk.LANES
+UNROLL = 2
+STEP = 4 * UNROLL
+"""Bytes of a run that a step takes."""
+BLOCK = 64
+"""Channels that are worked on together."""
+VECTORS = BLOCK // LANES
+PIXELS = (12, 12, 8, 6)
+"""Pixels of a block of 1, 2, 3, 4 vectors: as many as registers allow."""
+MOST_PIXELS = max(PIXELS)
+
+COLUMNS = (
+    *("x", "y", "weight", "params"),  # offsets; params: epilogue.params_of of each group
+    *("taps", "n_taps", "run_steps"),  # i64 [n_taps], bytes from a pixel's first; steps of a run
+    *("batch", "groups", "group_in", "group_out"),
+    *("in_h", "in_w", "out_h", "out_w", "s_h", "s_w", "p_h", "p_w"),
+    *("x_n", "x_h", "x_w", "y_n", "y_h", "y_w"),
+    "x_zero",
+    "band",  # output lines that are worked on at a time
+    "copied",  # 1: lines are copied, with a border of x_zero
+    *("line_bytes", "plane_lines", "reach_h"),  # of the copy; lines that a window reaches over
+    "by_channels",  # 1: parts of a row share the blocks of channels, 0: the lines
+    *("scratch", "scratch_bytes"),
+    *("real_acc", "fixed"),  # fixed: all channels are FIXED_POINT and fit 32 bits
+    *("addend", "sum_params"),  # of a residual sum with the layout of y; -1: none
+)
+# fmt: off
+(
+    X, Y, WEIGHT, PARAMS, TAPS, N_TAPS, RUN_STEPS, BATCH, GROUPS, GROUP_IN, GROUP_OUT,
+    IN_H, IN_W, OUT_H, OUT_W, S_H, S_W, P_H, P_W, X_N, X_H, X_W, Y_N, Y_H, Y_W, X_ZERO,
+    BAND, COPIED, LINE_BYTES, PLANE_LINES, REACH_H, BY_CHANNELS, SCRATCH, SCRATCH_BYTES,
+    REAL_ACC, FIXED, ADDEND, SUM_PARAMS,
+) = range(1, 1 + len(COLUMNS))
+# fmt: on
+
+ACC_BYTES = 4 * LANES * VECTORS * MOST_PIXELS
+
+
+def scratch_bytes(band_pixels: int, copy_bytes: int) -> int:
+    """Scratch of a part: a tile of accumulators, two tables of places, the copied lines."""
+    table = -(-8 * (band_pixels + MOST_PIXELS) // 64) * 64
+    return ACC_BYTES + 2 * table + -(-copy_bytes // 64) * 64 + 64
+
+
+def pack(runs: npt.NDArray[np.int16]) -> npt.NDArray[np.int8]:
+    """Weights in the order in which the kernel reads them, filled up with zeros.
+
+    Args:
+        runs: Weights of each tap's run of bytes, within -128 .. 127,
+            [groups, group_out, n_taps, run].
+
+    Returns:
+        Flat [groups][blocks of 64 channels][n_taps][run / 4][channels of the block][4].
+    """
+    groups, outs, taps, run = runs.shape
+    filled, wide = -(-run // STEP) * STEP, -(-outs // LANES) * LANES
+    full = np.zeros((groups, wide, taps, filled), np.int8)
+    full[:, :outs, :, :run] = runs
+    fours = full.reshape(groups, wide, taps, filled // 4, 4).transpose(0, 2, 3, 1, 4)
+    blocks = [group[:, :, i : i + BLOCK] for group in fours for i in range(0, wide, BLOCK)]
+    return np.concatenate([np.ascontiguousarray(block).ravel() for block in blocks])
+
+
+def unpack_naive(row: dict[str, int], consts: U8) -> npt.NDArray[np.int64]:
+    """What was packed, [groups, group_out, n_taps, run]; the run as long as steps make it."""
+    outs, taps, run = row["group_out"], row["n_taps"], row["run_steps"] * STEP
+    wide = -(-outs // LANES) * LANES
+    size = row["groups"] * wide * taps * run
+    flat = consts[row["weight"] : row["weight"] + size].view(np.int8).astype(np.int64)
+    groups: list[npt.NDArray[np.int64]] = []
+    for group in flat.reshape(row["groups"], -1):
+        parts: list[npt.NDArray[np.int64]] = []
+        for first in range(0, wide, BLOCK):
+            channels = min(BLOCK, wide - first)
+            part = group[first * taps * run : (first + channels) * taps * run]
+            part = part.reshape(taps, run // 4, channels, 4).transpose(2, 0, 1, 3)
+            parts.append(part.reshape(channels, taps, run))
+        groups.append(np.concatenate(parts)[:outs])
+    return np.stack(groups)
+
+
+def conv_u8s8_naive(row: I64, arena: U8, consts: U8, thread: int, n_threads: int) -> None:
+    """Specification of `conv_u8s8`: one pixel after the other, one tap after the other."""
+    r = dict(zip(COLUMNS, row[1:].tolist(), strict=False))
+    weight = unpack_naive(r, consts)
+    taps = consts[r["taps"] : r["taps"] + 8 * r["n_taps"]].view(np.int64)
+    units = list(np.ndindex(r["groups"], -(-r["group_out"] // BLOCK)))
+    lines = list(np.ndindex(r["batch"], r["out_h"]))
+    if r["by_channels"]:
+        units = units[slice(*share_naive(len(units), thread, n_threads))]
+    else:
+        lines = lines[slice(*share_naive(len(lines), thread, n_threads))]
+    run = r["run_steps"] * STEP
+    for image, h in lines:
+        x, places, steps = _lines_naive(r, arena, taps, image, h)
+        for w, (group, block) in itertools.product(range(r["out_w"]), units):
+            start = w * steps + group * r["group_in"]
+            runs = np.stack([x[start + at : start + at + run] for at in places]).astype(np.int64)
+            channels = weight[group, block * BLOCK : (block + 1) * BLOCK]
+            acc = (channels * runs).sum(axis=(1, 2))
+            _write_naive(row, arena, consts, acc, (image, h, w), group, block * BLOCK)
+
+
+def _lines_naive(
+    r: dict[str, int], arena: U8, taps: I64, image: int, h: int
+) -> tuple[U8, list[int], int]:
+    """Bytes from the first pixel of an output line on, where taps are in them, a pixel's step."""
+    if not r["copied"]:
+        start = r["x"] + image * r["x_n"] + h * r["s_h"] * r["x_h"]
+        return arena[start:], taps.tolist(), r["s_w"] * r["x_w"]
+    channels, line = r["groups"] * r["group_in"], r["line_bytes"]
+    below = r["out_h"] * r["s_h"] + r["reach_h"]
+    bordered = np.full((below, line // channels + r["in_w"] + r["p_w"], channels), r["x_zero"])
+    for y in range(r["in_h"]):
+        if y + r["p_h"] < below:
+            start = r["x"] + image * r["x_n"] + y * r["x_h"]
+            pixels = arena[start : start + r["in_w"] * channels].reshape(-1, channels)
+            bordered[y + r["p_h"], r["p_w"] : r["p_w"] + r["in_w"]] = pixels
+    width = bordered.shape[1] * channels
+    places: list[int] = []
+    for tap in taps.tolist():
+        slot, right = divmod(tap, line)
+        parity, down = divmod(slot, r["plane_lines"])
+        places.append((down * r["s_h"] + parity) * width + right)
+    flat = np.concatenate([bordered[h * r["s_h"] :].ravel(), np.zeros(STEP)])
+    return flat.astype(np.uint8), places, r["s_w"] * channels
+
+
+def _write_naive(
+    row: I64, arena: U8, consts: U8, acc: I64, pixel: tuple[int, int, int], group: int, first: int
+) -> None:
+    """Sums of some channels of a pixel to y, by the numbers that the form at hand reads."""
+    r = dict(zip(COLUMNS, row[1:].tolist(), strict=False))
+    place = sum(i * r[f"y_{axis}"] for i, axis in zip(pixel, "nhw", strict=True))
+    channel = group * r["group_out"] + first
+    each = -(-r["group_out"] // LANES)
+    for i, total in enumerate(acc.tolist()):
+        block, lane = divmod(first + i, LANES)
+        at = r["params"] + (group * each + block) * epilogue.PARAMS_BYTES
+        params = consts[at : at + epilogue.PARAMS_BYTES]
+        bias = int(params[: 4 * LANES].view(np.int32)[lane])
+        sums = np.array([total + bias]).astype(np.int32)
+        y = r["y"] + place + channel + i
+        if r["real_acc"]:
+            start = r["y"] + 4 * (place + channel + i)
+            arena[start : start + 4] = sums.view(np.uint8)
+        elif r["fixed"]:
+            limits = int(row[requantize.LO]), int(row[requantize.HI])
+            arena[y] = epilogue.code_naive(params, lane, int(sums[0]), limits)
+            if r["addend"] >= 0:
+                numbers = consts[r["sum_params"] : r["sum_params"] + epilogue.SUM_BYTES]
+                other = int(arena[r["addend"] + y - r["y"]])
+                arena[y] = epilogue.sum_naive(numbers.view(np.int64), int(arena[y]), other)
+        else:
+            requantize_row_naive(sums, channel + i, 1, arena, y, 1, row, consts)
+
+
+def _block(vectors: int) -> Callable[..., None]:
+    """Microkernel of a block of so many vectors of channels."""
+    pixels = PIXELS[vectors - 1]
+
+    @mk.microkernel("places", "shift", "taps", "n_taps", "steps", "weight", "acc")
+    def multiply(
+        builder: mk.Builder,
+        places: mk.Vector,
+        shift: mk.Vector,
+        taps: mk.Vector,
+        n_taps: mk.Vector,
+        steps: mk.Vector,
+        weight: mk.Vector,
+        acc: mk.Vector,
+    ) -> None:
+        first = [
+            builder.add(mk.load(builder, mk.at(builder, places, 8 * i), mk.I64), shift)
+            for i in range(pixels)
+        ]
+        zero = mk.constant(0, mk.ACC)
+
+        def tap(
+            builder: mk.Builder, turn: mk.Vector, carried: Sequence[mk.Vector]
+        ) -> Sequence[mk.Vector]:
+            offset = mk.load(builder, builder.add(taps, builder.mul(turn, mk.number(8))), mk.I64)
+            starts = [builder.add(address, offset) for address in first]
+
+            def step(
+                builder: mk.Builder, turn: mk.Vector, carried: Sequence[mk.Vector]
+            ) -> Sequence[mk.Vector]:
+                *sums, w = carried
+                run = builder.mul(turn, mk.number(STEP))
+                for u in range(UNROLL):
+                    rows = [
+                        mk.load(builder, mk.at(builder, w, 64 * (u * vectors + v)), mk.BYTES)
+                        for v in range(vectors)
+                    ]
+                    for i in range(pixels):
+                        at = mk.at(builder, builder.add(starts[i], run), 4 * u)
+                        codes = mk.splat(builder, mk.load(builder, at, mk.I32), mk.ACC)
+                        codes = builder.bitcast(codes, mk.BYTES)
+                        for v in range(vectors):
+                            j = i * vectors + v
+                            sums[j] = mk.dot4(builder, sums[j], codes, rows[v])
+                return [*sums, mk.at(builder, w, 64 * UNROLL * vectors)]
+
+            return mk.loop(builder, steps, carried, step)
+
+        *sums, _ = mk.loop(builder, n_taps, [*[zero] * (pixels * vectors), weight], tap)
+        for j, vector in enumerate(sums):
+            mk.store(builder, vector, mk.at(builder, acc, 64 * j))
+
+    return multiply
+
+
+_block_1, _block_2, _block_3, _block_4 = (_block(vectors) for vectors in (1, 2, 3, 4))
+
+
+@lean_jit
+def multiply_1(
+    places: int, shift: int, taps: int, n_taps: int, steps: int, w: int, acc: int
+) -> None:
+    """Write the sums of a block of one vector of channels to address `acc`."""
+    _block_1(places, shift, taps, n_taps, steps, w, acc)
+
+
+@lean_jit
+def multiply_2(
+    places: int, shift: int, taps: int, n_taps: int, steps: int, w: int, acc: int
+) -> None:
+    """Write the sums of a block of two vectors of channels to address `acc`."""
+    _block_2(places, shift, taps, n_taps, steps, w, acc)
+
+
+@lean_jit
+def multiply_3(
+    places: int, shift: int, taps: int, n_taps: int, steps: int, w: int, acc: int
+) -> None:
+    """Write the sums of a block of three vectors of channels to address `acc`."""
+    _block_3(places, shift, taps, n_taps, steps, w, acc)
+
+
+@lean_jit
+def multiply_4(
+    places: int, shift: int, taps: int, n_taps: int, steps: int, w: int, acc: int
+) -> None:
+    """Write the sums of a block of four vectors of channels to address `acc`."""
+    _block_4(places, shift, taps, n_taps, steps, w, acc)
+
+
+@lean_jit
+def requantize_16(
+    acc: int, stride: int, rows: int, places: int, params: int, lo: int, hi: int, y: int
+) -> None:
+    """Write codes of 16 channels: see epilogue.requantize_rows."""
+    epilogue.requantize_rows(acc, stride, rows, places, params, lo, hi, y)
+
+
+@lean_jit
+def requantize_few(
+    acc: int, stride: int, rows: int, places: int, params: int, lo: int, hi: int, y: int, count: int
+) -> None:
+    """Write codes of fewer channels: see epilogue.requantize_few."""
+    epilogue.requantize_few(acc, stride, rows, places, params, lo, hi, y, count)
+
+
+@lean_jit
+def requantize_sums(
+    acc: int,
+    stride: int,
+    rows: int,
+    places: int,
+    params: int,
+    lo: int,
+    hi: int,
+    y: int,
+    addend: int,
+    sum_params: int,
+    count: int,
+) -> None:
+    """Write codes of residual sums: see epilogue.requantize_sums."""
+    epilogue.requantize_sums(
+        acc, stride, rows, places, params, lo, hi, y, addend, sum_params, count
+    )
+
+
+@lean_jit
+def finish(
+    row: I64,
+    arena: U8,
+    consts: U8,
+    acc: int,
+    rows: int,
+    places: int,
+    group: int,
+    first: int,
+    outs: int,
+) -> None:
+    """Write a tile of accumulators to y: channels first .. first + outs - 1 of a group.
+
+    Args:
+        row: The row.
+        arena: Holds the tile at `acc` and the i64 offsets into y at `places`.
+        consts: Holds the numbers of channels.
+        acc: Offset of the tile, i32 [rows, outs made a multiple of 16].
+        rows: Pixels.
+        places: Offset of the table.
+        group: Which group the channels are of.
+        first: First channel in the group, a multiple of 64.
+        outs: How many channels.
+    """
+    vectors = (outs + LANES - 1) // LANES
+    stride = 64 * vectors
+    channel = group * row[GROUP_OUT] + first
+    if row[FIXED] != 0:
+        memory, numbers = arena.ctypes.data, consts.ctypes.data
+        each = (row[GROUP_OUT] + LANES - 1) // LANES
+        params = numbers + row[PARAMS] + (group * each + first // LANES) * epilogue.PARAMS_BYTES
+        y = memory + row[Y] + channel
+        lo, hi = row[requantize.LO], row[requantize.HI]
+        for v in range(vectors):
+            count = min(LANES, outs - LANES * v)
+            at = memory + acc + 64 * v
+            if row[ADDEND] >= 0:
+                addend = memory + row[ADDEND] + channel + LANES * v
+                requantize_sums(
+                    at,
+                    stride,
+                    rows,
+                    memory + places,
+                    params,
+                    lo,
+                    hi,
+                    y,
+                    addend,
+                    numbers + row[SUM_PARAMS],
+                    count,
+                )
+            elif count == LANES:
+                requantize_16(at, stride, rows, memory + places, params, lo, hi, y)
+            else:
+                requantize_few(at, stride, rows, memory + places, params, lo, hi, y, count)
+            params += epilogue.PARAMS_BYTES
+            y += LANES
+        return
+    table = arena[places : places + 8 * rows].view(np.int64)
+    each = (row[GROUP_OUT] + LANES - 1) // LANES
+    for i in range(rows):
+        if table[i] < 0:
+            continue
+        sums = arena[acc + i * stride : acc + i * stride + 4 * outs].view(np.int32)
+        for o in range(outs):
+            at = row[PARAMS] + (group * each + (first + o) // LANES) * epilogue.PARAMS_BYTES
+            at += 4 * (o % LANES)
+            sums[o] = np.int32(sums[o] + consts[at : at + 4].view(np.int32)[0])
+        if row[REAL_ACC] != 0:
+            write_accumulators(sums, row[Y], table[i] + channel, 1, arena)
+        else:
+            requantize_row(sums, channel, outs, arena, row[Y] + table[i] + channel, 1, row, consts)
+
+
+@lean_jit
+def copy_lines(row: I64, arena: U8, image: int, first: int, lines: int, target: int) -> None:
+    """Copy what `lines` output lines from `first` on need of an image, with its border.
+
+    Line i of the bordered image goes to line i // s_h of plane i % s_h, so that the lines of a tap
+    lie one after the other for any stride.
+    """
+    channels = row[GROUPS] * row[GROUP_IN]
+    memory, border, width = arena.ctypes.data, row[X_ZERO], row[LINE_BYTES]
+    left = min(row[P_W] * channels, width)
+    inside = min(row[IN_W] * channels, width - left)
+    for i in range((lines - 1) * row[S_H] + row[REACH_H]):
+        line = memory + target + ((i % row[S_H]) * row[PLANE_LINES] + i // row[S_H]) * width
+        h = first * row[S_H] + i - row[P_H]
+        if h < 0 or h >= row[IN_H]:
+            mk.fill_bytes(line, border, width)
+        else:
+            source = memory + row[X] + image * row[X_N] + h * row[X_H]
+            mk.fill_bytes(line, border, left)
+            mk.copy_bytes(line + left, source, inside)
+            mk.fill_bytes(line + left + inside, border, width - left - inside)
+
+
+@lean_jit
+def update_places(
+    row: I64, arena: U8, xs: int, ys: int, image: int, first: int, lines: int, start: int
+) -> int:
+    """Fill the tables of a band's pixels: addresses in x or its copy, offsets in y; their number.
+
+    The last pixel is repeated until a block is full.
+    """
+    width = row[OUT_W]
+    count = lines * width
+    x_places = arena[xs : xs + 8 * (count + MOST_PIXELS)].view(np.int64)
+    y_places = arena[ys : ys + 8 * (count + MOST_PIXELS)].view(np.int64)
+    if row[COPIED] != 0:
+        at, x_line, x_step = start, row[LINE_BYTES], row[S_W] * row[GROUPS] * row[GROUP_IN]
+    else:
+        at = row[X] + image * row[X_N] + first * row[S_H] * row[X_H]
+        x_line, x_step = row[S_H] * row[X_H], row[S_W] * row[X_W]
+    at += arena.ctypes.data
+    to, y_step = image * row[Y_N] + first * row[Y_H], row[Y_W]
+    for i in range(lines):
+        x_part, y_part = (
+            x_places[i * width : (i + 1) * width],
+            y_places[i * width : (i + 1) * width],
+        )
+        for w in range(width):
+            x_part[w] = at + w * x_step
+            y_part[w] = to + w * y_step
+        at += x_line
+        to += row[Y_H]
+    for i in range(count, count + MOST_PIXELS):
+        x_places[i] = x_places[count - 1]
+        y_places[i] = y_places[count - 1]
+    return count
+
+
+@lean_jit
+def conv_u8s8(row: I64, arena: U8, consts: U8, thread: int, n_threads: int) -> None:
+    """Write y = codes of sum (x - x_zero) * weight + bias; outside of x counts as 0.
+
+    Channels are the last axis of x and y. The bias in params has x_zero taken off already. Up to
+    STEP - 1 bytes behind a pixel's last are read, and count nothing.
+
+    Args:
+        row: COLUMNS, then those of requantize.py, [64]. Weight is s8
+            [groups][blocks of 64 channels][n_taps][steps * UNROLL][channels of the block][4].
+        arena: Holds x, y, scratch of `scratch_bytes`.
+        consts: Holds weights, params, taps and requantization.
+        thread: Which part to compute.
+        n_threads: Number of parts.
+    """
+    lines, units = row[BATCH] * row[OUT_H], row[GROUPS] * ((row[GROUP_OUT] + 63) // 64)
+    first_line, stop_line, first_unit, stop_unit = 0, lines, 0, units
+    if row[BY_CHANNELS] != 0:
+        first_unit, stop_unit = share(units, thread, n_threads)
+        if first_unit == stop_unit:
+            return
+    else:
+        first_line, stop_line = share(lines, thread, n_threads)
+    acc = row[SCRATCH] + thread * row[SCRATCH_BYTES]
+    table = (8 * (row[BAND] * row[OUT_W] + MOST_PIXELS) + 63) // 64 * 64
+    xs, ys = acc + ACC_BYTES, acc + ACC_BYTES + table
+    line = first_line
+    while line < stop_line:
+        image, first = line // row[OUT_H], line % row[OUT_H]
+        count = min(row[BAND], stop_line - line, row[OUT_H] - first)
+        if row[COPIED] != 0:
+            copy_lines(row, arena, image, first, count, ys + table)
+        pixels = update_places(row, arena, xs, ys, image, first, count, ys + table)
+        for unit in range(first_unit, stop_unit):
+            _unit(row, arena, consts, unit, pixels, acc, xs, ys)
+        line += count
+
+
+@lean_jit
+def _unit(
+    row: I64, arena: U8, consts: U8, unit: int, pixels: int, acc: int, xs: int, ys: int
+) -> None:
+    """All pixels of a band for one block of channels."""
+    blocks = (row[GROUP_OUT] + 63) // 64
+    group, first = unit // blocks, unit % blocks * 64
+    outs = min(64, row[GROUP_OUT] - first)
+    vectors = (outs + LANES - 1) // LANES
+    n_taps, steps = row[N_TAPS], row[RUN_STEPS]
+    each = (row[GROUP_OUT] + LANES - 1) // LANES
+    channels = (group * each * LANES + first) * n_taps * steps * STEP
+    memory, numbers = arena.ctypes.data, consts.ctypes.data
+    weight, taps = numbers + row[WEIGHT] + channels, numbers + row[TAPS]
+    shift, sums = group * row[GROUP_IN], memory + acc
+    size = 6 if vectors == 4 else 8 if vectors == 3 else 12
+    for i in range(0, pixels, size):
+        places = memory + xs + 8 * i
+        if vectors == 4:
+            multiply_4(places, shift, taps, n_taps, steps, weight, sums)
+        elif vectors == 3:
+            multiply_3(places, shift, taps, n_taps, steps, weight, sums)
+        elif vectors == 2:
+            multiply_2(places, shift, taps, n_taps, steps, weight, sums)
+        else:
+            multiply_1(places, shift, taps, n_taps, steps, weight, sums)
+        finish(row, arena, consts, acc, min(size, pixels - i), ys + 8 * i, group, first, outs)
