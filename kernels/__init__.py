@@ -22,6 +22,7 @@ from onnxptq.kernels import (
     cases_softmax,
     cases_table,
     conv,
+    conv_amx,
     conv_u8s8,
     depthwise,
     global_average_pool,
@@ -34,6 +35,7 @@ from onnxptq.kernels import (
     share,
     softmax,
     table,
+    target,
 )
 
 
@@ -252,6 +254,16 @@ KERNELS: dict[str, Kernel] = {
     ),
 }
 
+if target.HAS_AMX:
+    KERNELS["conv_amx"] = Kernel(
+        conv_amx.conv_amx,
+        conv_amx.conv_amx_naive,
+        cases_conv_u8s8.tile_convs,
+        cases_conv_u8s8.tile_conv_work,
+        cases_conv_u8s8.WORK,
+        0.0,
+    )
+
 RowKernel = Callable[
     [npt.NDArray[np.int64], npt.NDArray[np.uint8], npt.NDArray[np.uint8], int, int], None
 ]
@@ -277,3 +289,5 @@ ROW_KERNELS: dict[str, RowKernel] = {
     "acc_to_real": boundary.acc_to_real,
     "conv_u8s8": conv_u8s8.conv_u8s8,
 }
+if target.HAS_AMX:
+    ROW_KERNELS["conv_amx"] = conv_amx.conv_amx

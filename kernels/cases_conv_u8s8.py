@@ -1,4 +1,4 @@
-"""Arguments for conv_u8s8.py: rows as a plan lays them out, from shapes."""
+"""Arguments for conv_u8s8.py and conv_amx.py: rows as a plan lays them out, from shapes."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from onnxptq.kernels import conv_u8s8, epilogue, requantize
+from onnxptq.kernels import conv_amx, conv_u8s8, epilogue, requantize, target
 from onnxptq.kernels.cases_requantize import Bytes, add_requant, forms_of, typical_scales
 
 Arguments = tuple[Any, ...]
@@ -40,16 +40,27 @@ SHAPES: tuple[Mapping[str, Any], ...] = (
 
 def convs(rng: Generator) -> Iterator[Arguments]:
     """All of SHAPES: fixed point, the other forms, residual sums, accumulators, extreme codes."""
+    yield from _convs(rng, tiles=False)
+
+
+def tile_convs(rng: Generator) -> Iterator[Arguments]:
+    """The same for conv_amx; none where this process may not use tiles."""
+    if target.allow_tiles():
+        yield from _convs(rng, tiles=True)
+
+
+def _convs(rng: Generator, *, tiles: bool) -> Iterator[Arguments]:
     for shape in SHAPES:
         zero = int(rng.choice((0, 255, 100)))
-        yield _conv(rng, {**shape, "fixed": 1}, zero)
-        yield _conv(rng, {**shape, "fixed": 1, "sum": 1}, zero)
-        yield _conv(rng, shape, zero)
-        yield _conv(rng, {**shape, "real_acc": 1}, zero)
-        yield _conv(rng, {**shape, "fixed": 1, "extreme": 1}, 255)
+        yield _conv(rng, {**shape, "fixed": 1}, zero, tiles=tiles)
+        yield _conv(rng, {**shape, "fixed": 1, "sum": 1}, zero, tiles=tiles)
+        yield _conv(rng, shape, zero, tiles=tiles)
+        yield _conv(rng, {**shape, "real_acc": 1}, zero, tiles=tiles)
+        yield _conv(rng, {**shape, "fixed": 1, "extreme": 1}, 255, tiles=tiles)
 
 
-def _conv(rng: Generator, shape: Mapping[str, Any], zero: int) -> Arguments:
+def _conv(rng: Generator, shape: Mapping[str, Any], zero: int, *, tiles: bool) -> Arguments:
+    kernel_file = conv_amx if tiles else conv_u8s8
     r = {"batch": 1, "groups": 1, "group_in": 1, "group_out": 1, "by_channels": 0, **shape}
     sizes, kernel = r.get("in", (1, 1)), r.get("k", (1, 1))
     steps, gaps, pads = r.get("s", (1, 1)), r.get("d", (1, 1)), r.get("p", (0,) * 4)
@@ -58,7 +69,8 @@ def _conv(rng: Generator, shape: Mapping[str, Any], zero: int) -> Arguments:
         for i in range(2)
     ]
     channels, filters = r["groups"] * r["group_in"], r["groups"] * r["group_out"]
-    copied, band = int(any(pads)), min(r.get("band", 4), outs[0])
+    copied = int(any(pads) or (tiles and steps != (1, 1)))
+    band = min(r.get("band", 4), outs[0])
     width = (outs[1] - 1) * steps[1] + (kernel[1] - 1) * gaps[1] + 1
     line = -(-width // steps[1]) * steps[1] * channels
     reach = (kernel[0] - 1) * gaps[0] + 1
@@ -75,8 +87,7 @@ def _conv(rng: Generator, shape: Mapping[str, Any], zero: int) -> Arguments:
     x = np.full_like(x, 255) if r.get("extreme") else x
     size = r["batch"] * outs[0] * outs[1] * filters
     arena, consts, row = Bytes(), Bytes(), np.zeros(requantize.ROW, np.int64)
-    scratch = conv_u8s8.scratch_bytes(band * outs[1], line * plane * steps[0])
-    scratch = -(-scratch // 64) * 64
+    scratch = _scratch_bytes(band, (line, plane, sizes[1], outs[1]), steps, channels, tiles=tiles)
     columns = {
         **{name: r[name] for name in ("batch", "groups", "group_in", "group_out", "by_channels")},
         "x": arena.add(x.astype(np.uint8)),
@@ -84,10 +95,10 @@ def _conv(rng: Generator, shape: Mapping[str, Any], zero: int) -> Arguments:
         "addend": arena.add(rng.integers(0, 256, size + 16).astype(np.uint8)),
         "scratch": arena.reserve(scratch * THREADS + 64),
         "scratch_bytes": scratch,
-        "weight": consts.add(conv_u8s8.pack(runs)),
+        "weight": consts.add(kernel_file.pack(runs)),
         "taps": consts.add(np.array(taps, np.int64)),
         "n_taps": len(taps),
-        "run_steps": -(-runs.shape[-1] // conv_u8s8.STEP),
+        "run_steps": -(-runs.shape[-1] // kernel_file.STEP),
         "x_zero": zero,
         "copied": copied,
         "band": band,
@@ -105,8 +116,26 @@ def _conv(rng: Generator, shape: Mapping[str, Any], zero: int) -> Arguments:
         columns |= {f"{name}_h": numbers[0], f"{name}_w": numbers[1]}
     _add_ending(rng, row, consts, columns, filters, weight[0].size // r["group_out"])
     row[1 : 1 + len(conv_u8s8.COLUMNS)] = [columns[name] for name in conv_u8s8.COLUMNS]
-    arena.reserve(64)
+    arena.reserve(64 + conv_amx.PIXELS * steps[1] * channels)
     return row, arena.array(), consts.array(), 0, 1
+
+
+def _scratch_bytes(
+    band: int,
+    lines: tuple[int, int, int, int],
+    steps: tuple[int, int],
+    channels: int,
+    *,
+    tiles: bool,
+) -> int:
+    line, plane, width, out_width = lines
+    if not tiles:
+        size = conv_u8s8.scratch_bytes(band * out_width, line * plane * steps[0])
+    else:
+        pitch = max(line // (steps[1] * channels), width)
+        pixel = steps[1] * channels
+        size = conv_amx.scratch_bytes(band * pitch, line * plane * steps[0], pixel)
+    return -(-size // 64) * 64
 
 
 def _weights(
@@ -166,4 +195,10 @@ def _add_ending(
 def conv_work(rng: Generator) -> Arguments:
     """3x3, 64 channels, 28x28; time is for a multiplication."""
     shape = {"group_in": 64, "group_out": 64, "in": (28, 28), "k": (3, 3), "p": (1, 1, 1, 1)}
-    return _conv(rng, {**shape, "band": 28, "fixed": 1}, 0)
+    return _conv(rng, {**shape, "band": 28, "fixed": 1}, 0, tiles=False)
+
+
+def tile_conv_work(rng: Generator) -> Arguments:
+    """The same for conv_amx."""
+    shape = {"group_in": 64, "group_out": 64, "in": (28, 28), "k": (3, 3), "p": (1, 1, 1, 1)}
+    return _conv(rng, {**shape, "band": 28, "fixed": 1}, 0, tiles=True)

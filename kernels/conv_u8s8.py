@@ -66,6 +66,15 @@ def scratch_bytes(band_pixels: int, copy_bytes: int) -> int:
     return ACC_BYTES + 2 * table + -(-copy_bytes // 64) * 64 + 64
 
 
+def filled(runs: npt.NDArray[np.int16], step: int) -> npt.NDArray[np.int8]:
+    """Weights of runs made full steps, of channels made full vectors, by zeros."""
+    groups, outs, taps, run = runs.shape
+    sizes = (groups, -(-outs // LANES) * LANES, taps, -(-run // step) * step)
+    full = np.zeros(sizes, np.int8)
+    full[:, :outs, :, :run] = runs
+    return full
+
+
 def pack(runs: npt.NDArray[np.int16]) -> npt.NDArray[np.int8]:
     """Weights in the order in which the kernel reads them, filled up with zeros.
 
@@ -76,13 +85,11 @@ def pack(runs: npt.NDArray[np.int16]) -> npt.NDArray[np.int8]:
     Returns:
         Flat [groups][blocks of 64 channels][n_taps][run / 4][channels of the block][4].
     """
-    groups, outs, taps, run = runs.shape
-    filled, wide = -(-run // STEP) * STEP, -(-outs // LANES) * LANES
-    full = np.zeros((groups, wide, taps, filled), np.int8)
-    full[:, :outs, :, :run] = runs
-    fours = full.reshape(groups, wide, taps, filled // 4, 4).transpose(0, 2, 3, 1, 4)
-    blocks = [group[:, :, i : i + BLOCK] for group in fours for i in range(0, wide, BLOCK)]
-    return np.concatenate([np.ascontiguousarray(block).ravel() for block in blocks])
+    full = filled(runs, STEP)
+    groups, wide, taps, run = full.shape
+    fours = full.reshape(groups, wide, taps, run // 4, 4).transpose(0, 2, 3, 1, 4)
+    parts = [group[:, :, i : i + BLOCK] for group in fours for i in range(0, wide, BLOCK)]
+    return np.concatenate([np.ascontiguousarray(part).ravel() for part in parts])
 
 
 def unpack_naive(row: dict[str, int], consts: U8) -> npt.NDArray[np.int64]:
@@ -106,27 +113,43 @@ def unpack_naive(row: dict[str, int], consts: U8) -> npt.NDArray[np.int64]:
 def conv_u8s8_naive(row: I64, arena: U8, consts: U8, thread: int, n_threads: int) -> None:
     """Specification of `conv_u8s8`: one pixel after the other, one tap after the other."""
     r = dict(zip(COLUMNS, row[1:].tolist(), strict=False))
-    weight = unpack_naive(r, consts)
+    conv_naive(row, arena, consts, unpack_naive(r, consts), (BLOCK, thread, n_threads))
+
+
+def conv_naive(
+    row: I64, arena: U8, consts: U8, weight: npt.NDArray[np.int64], part: tuple[int, int, int]
+) -> None:
+    """Specification of both kernels with this row.
+
+    Args:
+        row: The row.
+        arena: Changed in place.
+        consts: Holds taps and the numbers of channels.
+        weight: [groups, group_out, n_taps, run].
+        part: Channels of a block, which part to compute, number of parts.
+    """
+    r = dict(zip(COLUMNS, row[1:].tolist(), strict=False))
+    size, thread, n_threads = part
     taps = consts[r["taps"] : r["taps"] + 8 * r["n_taps"]].view(np.int64)
-    units = list(np.ndindex(r["groups"], -(-r["group_out"] // BLOCK)))
+    units = list(np.ndindex(r["groups"], -(-r["group_out"] // size)))
     lines = list(np.ndindex(r["batch"], r["out_h"]))
     if r["by_channels"]:
         units = units[slice(*share_naive(len(units), thread, n_threads))]
     else:
         lines = lines[slice(*share_naive(len(lines), thread, n_threads))]
-    run = r["run_steps"] * STEP
+    run = weight.shape[-1]
     for image, h in lines:
-        x, places, steps = _lines_naive(r, arena, taps, image, h)
+        x, places, steps = _lines_naive(r, arena, taps, image, h, run)
         for w, (group, block) in itertools.product(range(r["out_w"]), units):
             start = w * steps + group * r["group_in"]
             runs = np.stack([x[start + at : start + at + run] for at in places]).astype(np.int64)
-            channels = weight[group, block * BLOCK : (block + 1) * BLOCK]
+            channels = weight[group, block * size : (block + 1) * size]
             acc = (channels * runs).sum(axis=(1, 2))
-            _write_naive(row, arena, consts, acc, (image, h, w), group, block * BLOCK)
+            _write_naive(row, arena, consts, acc, (image, h, w), group, block * size)
 
 
 def _lines_naive(
-    r: dict[str, int], arena: U8, taps: I64, image: int, h: int
+    r: dict[str, int], arena: U8, taps: I64, image: int, h: int, run: int
 ) -> tuple[U8, list[int], int]:
     """Bytes from the first pixel of an output line on, where taps are in them, a pixel's step."""
     if not r["copied"]:
@@ -146,7 +169,7 @@ def _lines_naive(
         slot, right = divmod(tap, line)
         parity, down = divmod(slot, r["plane_lines"])
         places.append((down * r["s_h"] + parity) * width + right)
-    flat = np.concatenate([bordered[h * r["s_h"] :].ravel(), np.zeros(STEP)])
+    flat = np.concatenate([bordered[h * r["s_h"] :].ravel(), np.zeros(run)])
     return flat.astype(np.uint8), places, r["s_w"] * channels
 
 
@@ -392,6 +415,8 @@ def copy_lines(row: I64, arena: U8, image: int, first: int, lines: int, target: 
     left = min(row[P_W] * channels, width)
     inside = min(row[IN_W] * channels, width - left)
     for i in range((lines - 1) * row[S_H] + row[REACH_H]):
+        if i % row[S_H] >= row[REACH_H]:
+            continue  # between the lines that windows reach
         line = memory + target + ((i % row[S_H]) * row[PLANE_LINES] + i // row[S_H]) * width
         h = first * row[S_H] + i - row[P_H]
         if h < 0 or h >= row[IN_H]:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from onnxptq.kernels import (
     boundary,
     conv,
+    conv_amx,
     conv_u8s8,
     depthwise,
     global_average_pool,
@@ -56,11 +57,12 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "dequantize": boundary.DEQUANTIZE_COLUMNS,
     "acc_to_real": boundary.ACC_TO_REAL_COLUMNS,
     "conv_u8s8": conv_u8s8.COLUMNS,
+    "conv_amx": conv_amx.COLUMNS,
 }
 """What the columns of a row hold from 1 on, by kernel, in the order of the kernels' numbers."""
 
 NUMBERS = {name: number for number, name in enumerate(COLUMNS)}
-REQUANTIZING = ("conv", "conv_u8s8", "depthwise", "matmul", "global_average_pool")
+REQUANTIZING = ("conv", "conv_u8s8", "conv_amx", "depthwise", "matmul", "global_average_pool")
 
 CLAIMED, FINISHED, PLACE = 0, 8, 16
 """Two counters of a row, each on a cache line of its own, and the numbers from row to row."""
@@ -134,8 +136,10 @@ def run_row(row: I64, arena: U8, consts: U8, thread: int, n_threads: int) -> Non
         boundary.dequantize(row, arena, consts, thread, n_threads)
     elif kernel == 16:
         boundary.acc_to_real(row, arena, consts, thread, n_threads)
-    else:
+    elif kernel == 17:
         conv_u8s8.conv_u8s8(row, arena, consts, thread, n_threads)
+    else:
+        conv_amx.conv_amx(row, arena, consts, thread, n_threads)
 
 
 def dispatch_naive(rows: I64, arena: U8, consts: U8, parts: int, claims: I64) -> None:

@@ -4,8 +4,13 @@ Numba compiles for the CPU it runs on, or for the one that NUMBA_CPU_NAME and NU
 name, which is how tests make this machine compile for a smaller one.
 """
 
+import ctypes
+import sys
+
 from llvmlite import binding
 from numba.core import config
+
+_ARCH_PRCTL, _REQUEST_PERMISSION, _TILE_DATA = 158, 0x1023, 18
 
 _KNOWN = {
     # What LLVM's own tables say of the CPU names that tests force, as far as kernels ask for it.
@@ -45,3 +50,18 @@ IS_X86 = "sse2" in FEATURES
 HAS_VNNI = {"avx512bw", "avx512vl", "avx512vnni"} <= FEATURES
 HAS_AVX2 = "avx2" in FEATURES
 HAS_AMX = HAS_VNNI and {"amx-tile", "amx-int8"} <= FEATURES
+
+
+def allow_tiles() -> bool:
+    """Ask the system for tile registers, which a process must do before it touches one.
+
+    Returns:
+        Whether this process, and all its threads and children, may use them.
+
+    Source:
+        Linux, Documentation/arch/x86/xstate.rst: arch_prctl(ARCH_REQ_XCOMP_PERM, XTILEDATA).
+    """
+    if not HAS_AMX or sys.platform != "linux":
+        return False
+    libc = ctypes.CDLL(None, use_errno=True)
+    return libc.syscall(_ARCH_PRCTL, _REQUEST_PERMISSION, _TILE_DATA) == 0

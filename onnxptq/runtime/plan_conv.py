@@ -5,8 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnxptq.kernels import conv_u8s8 as kernel
-from onnxptq.kernels import epilogue, target
+from onnxptq.kernels import conv_amx, conv_u8s8, epilogue, target
 from onnxptq.requant import Form, Requant
 from onnxptq.runtime.draft import I64, Array, Cell, Draft
 from onnxptq.runtime.window import Image, Window
@@ -45,8 +44,38 @@ class Layer:
         return self.image.channels
 
 
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How a kernel walks over a layer.
+
+    Attributes:
+        kernel: Its name.
+        step: Bytes of a run that it takes at a time.
+        block: Channels that it works on at a time.
+        copied: Whether lines are copied to scratch.
+        band: Output lines that are worked on at a time.
+        line_bytes: Of a copied line.
+        plane_lines: Copied lines of each remainder of h modulo the stride.
+    """
+
+    kernel: str
+    step: int
+    block: int
+    copied: bool
+    band: int
+    line_bytes: int
+    plane_lines: int
+
+    def pitch(self, layer: Layer) -> int:
+        """Pixels from a line to the next, in the order of x or its copy."""
+        (s_h, s_w), (x_h, x_w) = layer.window.strides, layer.image.strides[2]
+        if self.copied:
+            return self.line_bytes // (s_w * layer.channels)
+        return s_h * x_h // (s_w * x_w)
+
+
 def fits(layer: Layer) -> bool:
-    """Whether the kernel can compute it, and this CPU has what makes it fast."""
+    """Whether a kernel of here can compute it, and this CPU has what makes it fast."""
     if not target.HAS_AVX2:
         return False
     least, most = int(layer.weight.min(initial=0)), int(layer.weight.max(initial=0))
@@ -54,79 +83,118 @@ def fits(layer: Layer) -> bool:
     return last and len(layer.window.kernel) == 2 and least >= -128 and most <= 127
 
 
+def choose(layer: Layer) -> Layout:
+    """The kernel that should take the fewest cycles here."""
+    by_vectors = _layout(layer, "conv_u8s8")
+    if not target.allow_tiles():
+        return by_vectors
+    by_tiles = _layout(layer, "conv_amx")
+    return by_tiles if _tile_cycles(layer, by_tiles) < _vector_cycles(layer) else by_vectors
+
+
+def _tile_cycles(layer: Layer, layout: Layout) -> float:
+    """16 a product of tiles, and half as many again for what does not overlap."""
+    lines, width = layer.window.out
+    pixels = (lines - 1) * layout.pitch(layer) + width
+    tiles = layer.image.batch * 2 * -(-pixels // conv_amx.PIXELS) * _vectors(layer)
+    return 1.5 * 16 * tiles * _steps(layer, conv_amx.STEP)
+
+
+def _vector_cycles(layer: Layer) -> float:
+    """Two products of a vector each; six pixels at least are computed."""
+    pixels = layer.image.batch * math.prod(layer.window.out)
+    fours = _steps(layer, conv_u8s8.STEP) * conv_u8s8.STEP // 4
+    return max(pixels, min(conv_u8s8.PIXELS)) * _vectors(layer) * fours / 2
+
+
+def _vectors(layer: Layer) -> int:
+    groups, outs = layer.weight.shape[:2]
+    return groups * -(-outs // conv_u8s8.LANES)
+
+
+def _steps(layer: Layer, step: int) -> int:
+    taps, runs = _runs(layer)
+    return len(taps) * -(-runs.shape[-1] // step)
+
+
 def columns(
-    draft: Draft, layer: Layer, requant: Requant | None, numbers: dict[str, Array]
+    draft: Draft, layer: Layer, layout: Layout, requant: Requant | None, numbers: dict[str, Array]
 ) -> dict[str, Cell]:
     """All columns but x and y, the limits, and what a residual sum adds.
 
     Args:
         draft: Where constants go.
         layer: The convolution.
+        layout: From `choose`.
         requant: Of its codes; None if accumulators are wanted.
         numbers: multiplier, rounding and shift of each channel, for codes as they are stored.
     """
-    window, image = layer.window, layer.image
-    groups, group_out = layer.weight.shape[:2]
     taps, runs = _runs(layer)
-    steps = -(-runs.shape[-1] // kernel.STEP)
-    copied = window.padded
-    band = _band(layer)
-    line_bytes, plane = _copy(layer, band)
-    packed = kernel.pack(runs)
-    bias = _bias(layer)
+    packed = conv_amx.pack(runs) if layout.kernel == "conv_amx" else conv_u8s8.pack(runs)
     fixed = requant is not None and _is_fixed(layer, requant, numbers)
-    if not fixed:
-        numbers = dict.fromkeys(("multiplier", "rounding", "shift"), np.zeros(bias.size, np.int64))
-    params = [
-        epilogue.params_of(
-            *(
-                array.reshape(groups, group_out)[g]
-                for array in (bias, numbers["multiplier"], numbers["rounding"], numbers["shift"])
-            )
-        )
-        for g in range(groups)
-    ]
-    units = groups * -(-group_out // kernel.BLOCK)
-    lines = image.batch * window.out[0]
-    copy_bytes = line_bytes * plane * window.strides[0] if copied else 0
-    x_n, _, (x_h, x_w) = image.strides
-    y_n, _, (y_h, y_w) = layer.target.strides
+    groups, outs = layer.weight.shape[:2]
+    units = groups * -(-outs // layout.block)
     return {
         "weight": draft.constants.add(packed),
-        "params": draft.constants.add(np.concatenate(params)),
-        "taps": draft.constants.add(_tap_offsets(layer, taps, line_bytes, plane)),
+        "params": draft.constants.add(_params(layer, numbers if fixed else None)),
+        "taps": draft.constants.add(_tap_offsets(layer, layout, taps)),
         "n_taps": len(taps),
-        "run_steps": steps,
-        "batch": image.batch,
-        "groups": groups,
-        "group_in": layer.weight.shape[-1],
-        "group_out": group_out,
-        "in_h": image.sizes[0],
-        "in_w": image.sizes[1],
-        "out_h": window.out[0],
-        "out_w": window.out[1],
-        "s_h": window.strides[0],
-        "s_w": window.strides[1],
-        "p_h": window.pads[0],
-        "p_w": window.pads[1],
-        "x_n": x_n,
-        "x_h": x_h,
-        "x_w": x_w,
-        "y_n": y_n,
-        "y_h": y_h,
-        "y_w": y_w,
+        "run_steps": -(-runs.shape[-1] // layout.step),
+        **_sizes(layer),
         "x_zero": layer.x_zero,
-        "band": band,
-        "copied": int(copied),
-        "line_bytes": line_bytes,
-        "plane_lines": plane,
-        "reach_h": _reach(window, 0),
-        "by_channels": int(lines < FEW_LINES and units > 1),
+        "band": layout.band,
+        "copied": int(layout.copied),
+        "line_bytes": layout.line_bytes,
+        "plane_lines": layout.plane_lines,
+        "reach_h": _reach(layer.window, 0),
+        "by_channels": int(layer.image.batch * layer.window.out[0] < FEW_LINES and units > 1),
         "fixed": int(fixed),
         "addend": -1,
         "sum_params": -1,
-        **draft.scratch(kernel.scratch_bytes(band * window.out[1], copy_bytes)),
+        **draft.scratch(_scratch_bytes(layer, layout)),
     }
+
+
+def _sizes(layer: Layer) -> dict[str, Cell]:
+    """Columns of sizes and strides."""
+    window, image = layer.window, layer.image
+    pairs = {
+        "in": image.sizes,
+        "out": window.out,
+        "s": window.strides,
+        "p": window.pads,
+        "x": image.strides[2],
+        "y": layer.target.strides[2],
+    }
+    return {
+        "batch": image.batch,
+        "groups": layer.weight.shape[0],
+        "group_in": layer.weight.shape[-1],
+        "group_out": layer.weight.shape[1],
+        "x_n": image.strides[0],
+        "y_n": layer.target.strides[0],
+        **{f"{name}_{axis}": n[i] for name, n in pairs.items() for i, axis in enumerate("hw")},
+    }
+
+
+def _params(layer: Layer, numbers: dict[str, Array] | None) -> Array:
+    """Numbers of the epilogue, group by group; where there is no fixed point the bias alone."""
+    groups, outs = layer.weight.shape[:2]
+    bias = _bias(layer)
+    zeros = np.zeros(bias.size, np.int64)
+    names = ("multiplier", "rounding", "shift")
+    arrays = [bias, *(numbers[name] if numbers else zeros for name in names)]
+    split = [array.reshape(groups, outs) for array in arrays]
+    return np.concatenate([epilogue.params_of(*(a[g] for a in split)) for g in range(groups)])
+
+
+def _scratch_bytes(layer: Layer, layout: Layout) -> int:
+    window = layer.window
+    copy = layout.line_bytes * layout.plane_lines * window.strides[0] if layout.copied else 0
+    if layout.kernel == "conv_u8s8":
+        return conv_u8s8.scratch_bytes(layout.band * window.out[1], copy)
+    pixel_bytes = window.strides[1] * layer.channels
+    return conv_amx.scratch_bytes(layout.band * layout.pitch(layer), copy, pixel_bytes)
 
 
 def _reach(window: Window, axis: int) -> int:
@@ -165,6 +233,26 @@ def _is_fixed(layer: Layer, requant: Requant, numbers: dict[str, Array]) -> bool
     return bool((np.ldexp(results, -numbers["shift"].astype(np.int64)) < 2**30).all())
 
 
+def _layout(layer: Layer, kernel: str) -> Layout:
+    window, tiles = layer.window, kernel == "conv_amx"
+    (s_h, s_w), (x_h, x_w) = window.strides, layer.image.strides[2]
+    # Tiles want all pixels the same distance apart.
+    copied = window.padded or (tiles and (window.strides != (1, 1) or s_h * x_h % (s_w * x_w) != 0))
+    band = _band(layer)
+    width = (window.out[1] - 1) * s_w + _reach(window, 1)
+    lines = (band - 1) * s_h + _reach(window, 0)
+    shape = conv_amx if tiles else conv_u8s8
+    return Layout(
+        kernel,
+        shape.STEP,
+        shape.BLOCK,
+        copied,
+        band,
+        -(-width // s_w) * s_w * layer.channels,
+        -(-lines // s_h),
+    )
+
+
 def _band(layer: Layer) -> int:
     """Output lines that are worked on at a time."""
     window = layer.window
@@ -174,25 +262,16 @@ def _band(layer: Layer) -> int:
     return max(1, min(window.out[0], (size - _reach(window, 0) * line) // max(line, 1) + 1))
 
 
-def _copy(layer: Layer, band: int) -> tuple[int, int]:
-    """Bytes of a copied line, and lines of a plane of the copy."""
-    window = layer.window
-    s_h, s_w = window.strides
-    width = (window.out[1] - 1) * s_w + _reach(window, 1)
-    lines = (band - 1) * s_h + _reach(window, 0)
-    return -(-width // s_w) * s_w * layer.channels, -(-lines // s_h)
-
-
-def _tap_offsets(layer: Layer, taps: list[tuple[int, int]], line: int, plane: int) -> I64:
+def _tap_offsets(layer: Layer, layout: Layout, taps: list[tuple[int, int]]) -> I64:
     """Bytes from the first tap of a pixel to each."""
     window, (x_h, x_w) = layer.window, layer.image.strides[2]
     s_h, (d_h, d_w) = window.strides[0], window.dilations
     offsets: list[int] = []
     for h, w in taps:
         down, right = h * d_h, w * d_w
-        if window.padded:
-            at = ((down % s_h) * plane + down // s_h) * line
-            offsets.append(at + right * layer.channels)
+        if layout.copied:
+            line = (down % s_h) * layout.plane_lines + down // s_h
+            offsets.append(line * layout.line_bytes + right * layer.channels)
         else:
             offsets.append(down * x_h + right * x_w)
     return np.array(offsets, np.int64)

@@ -165,6 +165,7 @@ def _conv_u8s8(draft: Draft, instr: Instr, image: Image, window: Window, weight:
     )
     if not plan_conv.fits(layer):
         return False
+    layout = plan_conv.choose(layer)
     found, numbers = instr.requant, dict[str, Array]()
     if found is not None:
         assert isinstance(found, Requant)
@@ -172,10 +173,10 @@ def _conv_u8s8(draft: Draft, instr: Instr, image: Image, window: Window, weight:
     columns = {
         "x": draft.read(instr.inputs[0]),
         "y": target,
-        **plan_conv.columns(draft, layer, found, numbers),
+        **plan_conv.columns(draft, layer, layout, found, numbers),
         **_ending(draft, instr, filters),
     }
-    draft.row("conv_u8s8", columns, plan_conv.work_of(layer) // MAC_WORK)
+    draft.row(layout.kernel, columns, plan_conv.work_of(layer) // MAC_WORK)
     return True
 
 
