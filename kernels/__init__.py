@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from onnxptq.kernels import (
     accumulate,
@@ -33,6 +32,7 @@ from onnxptq.kernels import (
     softmax,
     table,
 )
+from onnxptq.kernels.jit import RowKernel
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,11 +242,7 @@ KERNELS: dict[str, Kernel] = {
     ),
 }
 
-RowKernel = Callable[
-    [npt.NDArray[np.int64], npt.NDArray[np.uint8], npt.NDArray[np.uint8], int, int], None
-]
-
-# kernel(row, arena, consts, thread, n_threads), in the order of their numbers in row[0].
+# In the order of their numbers in row[0].
 ROW_KERNELS: dict[str, RowKernel] = {
     "conv": conv.conv,
     "depthwise": depthwise.depthwise,

@@ -14,11 +14,22 @@ from pathlib import Path
 from typing import Any, ParamSpec, TypeVar, cast
 
 import numba
+import numpy as np
+import numpy.typing as npt
+from numba import types
 
 P = ParamSpec("P")
 R = TypeVar("R")
+RowKernel = Callable[
+    [npt.NDArray[np.int64], npt.NDArray[np.uint8], npt.NDArray[np.uint8], int, int], None
+]
+"""A kernel of the executor: kernel(row, arena, consts, thread, n_threads)."""
 
 _njit: Any = numba.njit
+_ROW = types.Array(types.int64, 1, "C")
+_BYTES = types.Array(types.uint8, 1, "C")
+ROW_KERNEL = (_ROW, _BYTES, _BYTES, types.int64, types.int64)
+"""Numba's types of its arguments."""
 
 
 def folder_digest() -> str:
@@ -65,6 +76,19 @@ def lean_jit(function: Callable[P, R]) -> Callable[P, R]:
     half its time. Code that allocates, or gives an array back, does not compile here.
     """
     return _stored(_njit(cache=True, nogil=True, _nrt=False)(function))
+
+
+def address_of(kernel: RowKernel) -> int:
+    """Where the machine code of a kernel of the executor begins; compiles or loads it first.
+
+    It is what `intrinsics.call_kernel` calls, valid as long as the process lives and in its forked
+    children.
+    """
+    compiled = cast("Any", kernel)
+    if ROW_KERNEL not in compiled.overloads:
+        compiled.compile(ROW_KERNEL)
+    found = compiled.overloads[ROW_KERNEL]
+    return found.library.get_pointer_to_function(found.fndesc.llvm_func_name)
 
 
 def python_version(kernel: Callable[P, R]) -> Callable[P, R]:
