@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from onnxptq.kernels import (
     accumulate,
@@ -37,6 +36,7 @@ from onnxptq.kernels import (
     table,
     target,
 )
+from onnxptq.kernels.jit import RowKernel
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,11 +264,7 @@ if target.HAS_AMX:
         0.0,
     )
 
-RowKernel = Callable[
-    [npt.NDArray[np.int64], npt.NDArray[np.uint8], npt.NDArray[np.uint8], int, int], None
-]
-
-# kernel(row, arena, consts, thread, n_threads), in the order of their numbers in row[0].
+# In the order of their numbers in row[0].
 ROW_KERNELS: dict[str, RowKernel] = {
     "conv": conv.conv,
     "depthwise": depthwise.depthwise,
@@ -288,6 +284,5 @@ ROW_KERNELS: dict[str, RowKernel] = {
     "dequantize": boundary.dequantize,
     "acc_to_real": boundary.acc_to_real,
     "conv_u8s8": conv_u8s8.conv_u8s8,
+    "conv_amx": conv_amx.conv_amx,
 }
-if target.HAS_AMX:
-    ROW_KERNELS["conv_amx"] = conv_amx.conv_amx

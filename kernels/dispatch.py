@@ -13,11 +13,10 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxptq.kernels import (
+    ROW_KERNELS,
     boundary,
-    conv,
     conv_amx,
     conv_u8s8,
-    depthwise,
     global_average_pool,
     matmul,
     move,
@@ -28,8 +27,8 @@ from onnxptq.kernels import (
     table,
     window,
 )
-from onnxptq.kernels.intrinsics import atomic_add, atomic_load, give_way, pause
-from onnxptq.kernels.jit import lean_jit
+from onnxptq.kernels.intrinsics import atomic_add, atomic_load, call_kernel, give_way, pause
+from onnxptq.kernels.jit import address_of, lean_jit
 
 I64 = npt.NDArray[np.int64]
 U8 = npt.NDArray[np.uint8]
@@ -90,96 +89,72 @@ def parts_of(n_threads: int) -> int:
     return 1 if n_threads == 1 else PARTS_PER_THREAD * n_threads
 
 
-@lean_jit
-def run_row(row: I64, arena: U8, consts: U8, thread: int, n_threads: int) -> None:
-    """Call the kernel of a row.
-
-    Args:
-        row: row[0] is the kernel's number in NUMBERS, [64].
-        arena: uint8 [bytes], changed in place.
-        consts: uint8 [bytes].
-        thread: Which of the threads this is.
-        n_threads: How many there are.
-    """
-    kernel = row[0]
-    if kernel == 0:
-        conv.conv(row, arena, consts, thread, n_threads)
-    elif kernel == 1:
-        depthwise.depthwise(row, arena, consts, thread, n_threads)
-    elif kernel == 2:
-        matmul.matmul(row, arena, consts, thread, n_threads)
-    elif kernel == 3:
-        pair.pair(row, arena, consts, thread, n_threads)
-    elif kernel == 4:
-        table.table(row, arena, consts, thread, n_threads)
-    elif kernel == 5:
-        table.clip(row, arena, consts, thread, n_threads)
-    elif kernel == 6:
-        move.copy(row, arena, consts, thread, n_threads)
-    elif kernel == 7:
-        move.fill(row, arena, consts, thread, n_threads)
-    elif kernel == 8:
-        move.take(row, arena, consts, thread, n_threads)
-    elif kernel == 9:
-        pool.max_pool(row, arena, consts, thread, n_threads)
-    elif kernel == 10:
-        pool.reduce(row, arena, consts, thread, n_threads)
-    elif kernel == 11:
-        global_average_pool.global_average_pool(row, arena, consts, thread, n_threads)
-    elif kernel == 12:
-        pool.average_pool(row, arena, consts, thread, n_threads)
-    elif kernel == 13:
-        softmax.softmax(row, arena, consts, thread, n_threads)
-    elif kernel == 14:
-        boundary.quantize(row, arena, consts, thread, n_threads)
-    elif kernel == 15:
-        boundary.dequantize(row, arena, consts, thread, n_threads)
-    elif kernel == 16:
-        boundary.acc_to_real(row, arena, consts, thread, n_threads)
-    elif kernel == 17:
-        conv_u8s8.conv_u8s8(row, arena, consts, thread, n_threads)
-    else:
-        conv_amx.conv_amx(row, arena, consts, thread, n_threads)
+def new_addresses() -> I64:
+    """Where each kernel is, by number: nowhere yet."""
+    return np.zeros(len(NUMBERS), np.int64)
 
 
-def dispatch_naive(rows: I64, arena: U8, consts: U8, parts: int, claims: I64) -> None:
+def update_addresses(addresses: I64, rows: I64) -> None:
+    """Fill in where the kernels are that rows call; those that no process used yet are compiled."""
+    for number in set(rows[:, 0].tolist()) & set(NUMBERS.values()):
+        if addresses[number] == 0:
+            addresses[number] = address_of(list(ROW_KERNELS.values())[number])
+
+
+def dispatch_naive(
+    rows: I64, addresses: I64, arena: U8, consts: U8, parts: int, claims: I64
+) -> bool:
     """Specification of `dispatch`: row by row, each in one part."""
     del parts, claims
+    kernels = list(ROW_KERNELS.values())
     for row in rows:
-        run_row(row, arena, consts, 0, 1)
+        if not 0 <= row[0] < addresses.size or addresses[row[0]] == 0:
+            return False
+        kernels[row[0]](row, arena, consts, 0, 1)
+    return True
 
 
 @lean_jit
-def dispatch(rows: I64, arena: U8, consts: U8, parts: int, claims: I64) -> None:
+def dispatch(rows: I64, addresses: I64, arena: U8, consts: U8, parts: int, claims: I64) -> bool:
     """Run rows in order, with whoever else calls this; return when the last one is finished.
 
     Args:
         rows: One kernel call each, [n, 64].
+        addresses: Where the kernels are, by number; from `new_addresses`.
         arena: uint8 [bytes], changed in place.
         consts: uint8 [bytes].
         parts: Into how many parts a row is cut that does not say ALONE.
         claims: From `new_claims`, shared by the threads of this run.
+
+    Returns:
+        False where somebody gave up, or a row calls a kernel without an address: all threads stop
+        there.
     """
     given_up = rows.shape[0] * PLACE
     for i in range(rows.shape[0]):
         row = rows[i]
+        number = row[0]
+        if number < 0 or number >= addresses.size or addresses[number] == 0:
+            atomic_add(claims, given_up, 1)
+            return False
         count = 1 if row[ALONE] != 0 else parts
         claimed, finished = i * PLACE + CLAIMED, i * PLACE + FINISHED
         # The look before the claim keeps those who come late from writing to finished rows.
         while atomic_load(claims, claimed) < count and atomic_load(claims, given_up) == 0:
             part = atomic_add(claims, claimed, 1)
             if part < count:
-                run_row(row, arena, consts, part, count)
+                call_kernel(addresses[number], row, arena, consts, part, count)
                 atomic_add(claims, finished, 1)
         spins = 0
         while atomic_load(claims, finished) < count:
             if atomic_load(claims, given_up) != 0:
-                return
+                return False
             if spins < SPINS:
                 spins += 1
                 pause()
             else:
                 give_way()
+    return True
 
 
 @lean_jit

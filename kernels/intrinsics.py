@@ -1,6 +1,6 @@
 """Instructions that Numba does not reach by itself, each beside its plain twin.
 
-Each takes a one-dimensional int64 array and the position of one element in it.
+The atomic ones take a one-dimensional int64 array and the position of one element in it.
 """
 
 import os
@@ -16,7 +16,10 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from onnxptq.kernels.jit import ROW_KERNEL, RowKernel
+
 I64 = npt.NDArray[np.int64]
+U8 = npt.NDArray[np.uint8]
 
 _ALIGN_BYTES = 8
 _HAS_PAUSE = platform.machine().lower() in ("x86_64", "amd64")
@@ -99,6 +102,33 @@ def _give_way(typing: Any) -> Any:
     return types.none(), build
 
 
+def call_kernel_naive(
+    kernel: RowKernel, row: I64, arena: U8, consts: U8, thread: int, n_threads: int
+) -> None:
+    """Specification of `call_kernel`, which takes the kernel's address instead."""
+    kernel(row, arena, consts, thread, n_threads)
+
+
+def _call_kernel(
+    typing: Any, address: Any, row: Any, arena: Any, consts: Any, thread: Any, n_threads: Any
+) -> Any:
+    del typing, address, row, arena, consts, thread, n_threads
+
+    def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        del signature
+        convention = context.call_conv
+        kind = convention.get_function_type(types.none, ROW_KERNEL)
+        kernel = builder.inttoptr(arguments[0], kind.as_pointer())
+        status, result = convention.call_function(
+            builder, kernel, types.none, ROW_KERNEL, arguments[1:]
+        )
+        with cgutils.if_unlikely(builder, status.is_error):
+            convention.return_status_propagate(builder, status)
+        return result
+
+    return types.none(types.int64, *ROW_KERNEL), build
+
+
 # Numba's decorator is not typed, and what compiled code calls has the type of the plain twin.
 atomic_add = cast("Callable[[I64, int, int], int]", intrinsic(_atomic_add))
 """Add to an element, seen by all threads in one order; gives the value before."""
@@ -108,6 +138,8 @@ pause = cast("Callable[[], None]", intrinsic(_pause))
 """Tell the core that this thread spins, so that its neighbour on the core gets more of it."""
 give_way = cast("Callable[[], None]", intrinsic(_give_way))
 """Let another thread run, where more threads wait than there are cores."""
+call_kernel = cast("Callable[[int, I64, U8, U8, int, int], None]", intrinsic(_call_kernel))
+"""Call the kernel of the executor whose machine code begins at an address of `jit.address_of`."""
 
 
 def signature_of(count: int) -> Any:

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxptq.errors import ModelError
-from onnxptq.kernels.dispatch import parts_of
+from onnxptq.kernels.dispatch import new_addresses, parts_of, update_addresses
 from onnxptq.program import IntegerProgram, Port
 from onnxptq.runtime.draft import SIGN, U8, IslandCall, empty_block, stored, stored_dtype
 from onnxptq.runtime.plan import Plan, Slot, make_plan
@@ -84,6 +84,7 @@ class Executor:
         self.threads = threads or _cores()
         self._sessions = Sessions(self.program.islands, self.threads)
         self._plans: dict[Shapes, _Prepared] = {}
+        self._addresses = new_addresses()
         self._clock = itertools.count()
 
     def get_inputs(self) -> list[Argument]:
@@ -128,8 +129,7 @@ class Executor:
             ProgramError: As `run`.
         """
         arrays, values = self._checked(feeds), self.program.values
-        shapes = {p.name: a.shape for p, a in zip(self.program.inputs, arrays, strict=True)}
-        plan = make_plan(self.program, shapes, keep_all=True, sessions=self._sessions)
+        plan = self._plan(tuple(array.shape for array in arrays), keep_all=True)
         arena = _new_arena(plan, self.threads, plan.slots)
         loose = self._walk(plan, arena, arrays)
         found = {*plan.slots, *loose, *plan.fixed} - set(self.program.constants)
@@ -181,14 +181,22 @@ class Executor:
         """The plan for these input shapes. No lock: a fork could leave one taken for ever."""
         found = self._plans.get(shapes)
         if found is None:
-            named = {p.name: n for p, n in zip(self.program.inputs, shapes, strict=True)}
-            plan = make_plan(self.program, named, sessions=self._sessions)
+            plan = self._plan(shapes, keep_all=False)
             found = self._plans.setdefault(shapes, _Prepared(plan, next(self._clock)))
             kept = sorted(self._plans.items(), key=lambda item: item[1].used)
             for oldest, _ in kept[: len(kept) - MOST_PLANS]:
                 self._plans.pop(oldest, None)
         found.used = next(self._clock)
         return found
+
+    def _plan(self, shapes: Shapes, *, keep_all: bool) -> Plan:
+        """A new plan, whose kernels are ready."""
+        named = {p.name: n for p, n in zip(self.program.inputs, shapes, strict=True)}
+        plan = make_plan(self.program, named, keep_all, self._sessions)
+        for step in plan.steps:
+            if not isinstance(step, IslandCall):
+                update_addresses(self._addresses, step)
+        return plan
 
     def _take(self, prepared: _Prepared) -> _Arena:
         try:
@@ -212,7 +220,7 @@ class Executor:
             if isinstance(step, IslandCall):
                 self._call(plan, arena, loose, step)
             else:
-                team().run(step, arena.block, plan.consts, n_threads)
+                team().run(step, self._addresses, arena.block, plan.consts, n_threads)
 
     def _call(self, plan: Plan, arena: _Arena, loose: dict[int, Array], call: IslandCall) -> None:
         values = self.program.values

@@ -9,10 +9,11 @@ import os
 import threading
 from queue import SimpleQueue
 
+from onnxptq.errors import ProgramError
 from onnxptq.kernels.dispatch import dispatch, give_up, new_claims, parts_of
 from onnxptq.runtime.draft import I64, U8
 
-Job = tuple[I64, U8, U8, int, I64]
+Job = tuple[I64, I64, U8, U8, int, I64]
 """Arguments of `dispatch`."""
 
 
@@ -26,21 +27,35 @@ class Team:
     def __init__(self) -> None:
         self._queues: list[SimpleQueue[Job]] = []
 
-    def run(self, rows: I64, arena: U8, consts: U8, n_threads: int) -> None:
-        """Run rows in the calling thread and up to n_threads - 1 workers."""
+    def run(self, rows: I64, addresses: I64, arena: U8, consts: U8, n_threads: int) -> None:
+        """Run rows in the calling thread and up to n_threads - 1 workers.
+
+        Args:
+            rows: Kernel calls, [n, 64].
+            addresses: Of all kernels that they call, by number.
+            arena: uint8 [bytes], changed in place.
+            consts: uint8 [bytes].
+            n_threads: How many may share the work.
+
+        Raises:
+            ProgramError: A row calls a kernel without an address.
+        """
         claims = new_claims(len(rows))
-        job = (rows, arena, consts, parts_of(n_threads), claims)
+        job = (rows, addresses, arena, consts, parts_of(n_threads), claims)
         while len(self._queues) < n_threads - 1:
             self._hire()
         try:
             for queue in self._queues[: n_threads - 1]:
                 if queue.empty():  # else its worker is far behind, and jobs would pile up
                     queue.put(job)
-            dispatch(*job)
+            finished = dispatch(*job)
         except BaseException:
             # An interrupt between two lines above: nobody may go on with this arena.
             give_up(claims)
             raise
+        if not finished:
+            numbers = sorted({int(n) for n in rows[:, 0]})
+            raise ProgramError(f"rows call kernels {numbers}, of which one has no address")
 
     def _hire(self) -> None:
         queue: SimpleQueue[Job] = SimpleQueue()

@@ -9,11 +9,14 @@ import numpy as np
 import pytest
 from numba import types
 
-from onnxptq.kernels import ROW_KERNELS
+from onnxptq.kernels import ROW_KERNELS, target
 from onnxptq.kernels.jit import python_version
 
 FLOAT_KERNELS = frozenset({"quantize", "dequantize", "acc_to_real"})
 """Those of boundary.py, the one exemption."""
+
+OF_OTHER_CPUS = frozenset[str]() if target.HAS_AMX else frozenset({"conv_amx"})
+"""What would not compile here."""
 
 ROW = types.Array(types.int64, 1, "C")
 BYTES = types.Array(types.uint8, 1, "C")
@@ -42,7 +45,7 @@ def floats(code: str) -> set[str]:
     return set(FLOATS.findall(NOT_CODE.sub(" ", code)))
 
 
-@pytest.mark.parametrize("name", sorted(set(ROW_KERNELS) - FLOAT_KERNELS))
+@pytest.mark.parametrize("name", sorted(set(ROW_KERNELS) - FLOAT_KERNELS - OF_OTHER_CPUS))
 def test_kernel_computes_in_integers_and_allocates_nothing(name: str) -> None:
     code = llvm(python_version(ROW_KERNELS[name]), ROW_SIGNATURE)
 

@@ -143,6 +143,45 @@ def test_a_forked_child_runs_too(rng: np.random.Generator) -> None:
     assert status == (child, 0)
 
 
+def test_a_row_without_a_kernel_is_an_error(
+    rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    executor, x = Executor(network(rng), 2), feed(rng, 1, CHANNELS, 20, 20)
+
+    def forgotten(addresses: Array, rows: Array) -> None:
+        del addresses, rows
+
+    monkeypatch.setattr(execute, "update_addresses", forgotten)
+
+    with pytest.raises(
+        ProgramError, match=r"rows call kernels \[.*\], of which one has no address"
+    ):
+        executor.run(None, x)
+
+
+ONLY_CLIP = """
+import numpy as np
+from onnxptq.runtime.execute import Executor
+from tests.runtime.small_programs import Builder
+builder = Builder()
+clipped = builder.add("clip", [builder.input("uint8")], "uint8", {"lo": 2, "hi": 9})
+print(*Executor(builder.program(clipped)).run(None, {"v0": np.arange(12, dtype=np.uint8)})[0])
+"""
+
+
+def test_only_what_a_model_uses_is_compiled(tmp_path: Path) -> None:
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
+    command = [sys.executable, "-c", ONLY_CLIP]
+
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+    )
+
+    assert done.stdout == "2 2 2 3 4 5 6 7 8 9 9 9\n"
+    compiled = {path.name.split("-")[0] for path in tmp_path.rglob("*.nbi")}
+    assert compiled == {"dispatch.dispatch", "share.share", "table.clip"}
+
+
 def test_an_empty_batch_gives_empty_outputs(rng: np.random.Generator) -> None:
     real, codes = Executor(network(rng)).run(None, feed(rng, 0, CHANNELS, 8, 8))
 
