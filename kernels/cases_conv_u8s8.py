@@ -37,6 +37,9 @@ SHAPES: tuple[Mapping[str, Any], ...] = (
     {"in": (1, 1), "k": (1, 1), "s": (1, 5), "p": (0, 3, 0, 0)},
 )
 
+SUMS = ((2**30, -(2**29) - 7, 3 << 33, 34, 7, 250), (2**27 + 5, 2**28 + 1, -(1 << 33), 29, 0, 255))
+"""Numbers of residual sums, with a shift on either side of 32."""
+
 
 def convs(rng: Generator) -> Iterator[Arguments]:
     """All of SHAPES: fixed point, the other forms, residual sums, accumulators, extreme codes."""
@@ -102,12 +105,15 @@ def _conv(rng: Generator, shape: Mapping[str, Any], zero: int, *, tiles: bool) -
         "x_zero": zero,
         "copied": copied,
         "band": band,
+        "chunk": 96 if rng.integers(0, 2) else 10**6,
         "line_bytes": line,
         "plane_lines": plane,
         "reach_h": reach,
         "fixed": r.get("fixed", 0),
         "real_acc": r.get("real_acc", 0),
-        "sum_params": consts.add(np.array([9000, -7001, 1 << 20, 14, 7, 250], np.int64)),
+        "sum_params": consts.add(
+            np.array([2**30, -(2**29) - 7, 3 << 33, 31 + 3, 7, 250], np.int64)
+        ),
         **{f"x_{axis}": n for axis, n in zip("nhw", _strides(sizes, channels), strict=True)},
         **{f"y_{axis}": n for axis, n in zip("nhw", _strides(outs, filters), strict=True)},
     }
@@ -182,7 +188,7 @@ def _add_ending(
         bias,
         numbers(requantize.MULTIPLIER, np.int32),
         numbers(requantize.ROUNDING, np.int64),
-        numbers(requantize.SHIFT, np.int64),
+        np.maximum(numbers(requantize.SHIFT, np.int64), epilogue.LEAST_SHIFT),
     )
     outs = columns["group_out"]
     params = [

@@ -247,8 +247,10 @@ def conv_amx(row: I64, arena: U8, consts: U8, thread: int, n_threads: int) -> No
         else:
             x = row[common.X] + image * row[common.X_N] + first * line_bytes
         pixels = update_places(row, arena, ys, image, first, count, pitch)
-        for unit in range(first_unit, stop_unit):
-            _unit(row, arena, consts, unit, pixels, pixel, acc, x, ys)
+        for begin in range(0, pixels, row[common.CHUNK]):
+            end = min(begin + row[common.CHUNK], pixels)
+            for unit in range(first_unit, stop_unit):
+                _unit(row, arena, consts, unit, (begin, end), pixel, acc, x, ys)
         line += count
     release()
 
@@ -259,13 +261,13 @@ def _unit(
     arena: U8,
     consts: U8,
     unit: int,
-    pixels: int,
+    pixels: tuple[int, int],
     pixel: int,
     acc: int,
     x: int,
     ys: int,
 ) -> None:
-    """All pixels of a band for one block of channels."""
+    """Some pixels of a band, the first and the one behind the last, for one block of channels."""
     blocks = (row[common.GROUP_OUT] + BLOCK - 1) // BLOCK
     group, first = unit // blocks, unit % blocks * BLOCK
     outs = min(BLOCK, row[common.GROUP_OUT] - first)
@@ -275,11 +277,11 @@ def _unit(
     memory, numbers = arena.ctypes.data, consts.ctypes.data
     weight, taps = numbers + row[common.WEIGHT] + before, numbers + row[common.TAPS]
     start, sums = memory + x + group * row[common.GROUP_IN], memory + acc
-    for i in range(0, pixels, PIXELS):
+    for i in range(pixels[0], pixels[1], PIXELS):
         at = start + i * pixel
         if outs > common.LANES:
             multiply_2(at, pixel, taps, n_taps, steps, weight, sums)
         else:
             multiply_1(at, pixel, taps, n_taps, steps, weight, sums)
-        rows = min(PIXELS, pixels - i)
+        rows = min(PIXELS, pixels[1] - i)
         common.finish(row, arena, consts, acc, rows, ys + 8 * i, group, first, outs)

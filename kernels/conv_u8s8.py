@@ -40,7 +40,8 @@ COLUMNS = (
     *("in_h", "in_w", "out_h", "out_w", "s_h", "s_w", "p_h", "p_w"),
     *("x_n", "x_h", "x_w", "y_n", "y_h", "y_w"),
     "x_zero",
-    "band",  # output lines that are worked on at a time
+    "band",  # output lines whose places and copy are made at a time
+    "chunk",  # pixels that all blocks of channels go over before the next ones
     "copied",  # 1: lines are copied, with a border of x_zero
     *("line_bytes", "plane_lines", "reach_h"),  # of the copy; lines that a window reaches over
     "by_channels",  # 1: parts of a row share the blocks of channels, 0: the lines
@@ -52,7 +53,7 @@ COLUMNS = (
 (
     X, Y, WEIGHT, PARAMS, TAPS, N_TAPS, RUN_STEPS, BATCH, GROUPS, GROUP_IN, GROUP_OUT,
     IN_H, IN_W, OUT_H, OUT_W, S_H, S_W, P_H, P_W, X_N, X_H, X_W, Y_N, Y_H, Y_W, X_ZERO,
-    BAND, COPIED, LINE_BYTES, PLANE_LINES, REACH_H, BY_CHANNELS, SCRATCH, SCRATCH_BYTES,
+    BAND, CHUNK, COPIED, LINE_BYTES, PLANE_LINES, REACH_H, BY_CHANNELS, SCRATCH, SCRATCH_BYTES,
     REAL_ACC, FIXED, ADDEND, SUM_PARAMS,
 ) = range(1, 1 + len(COLUMNS))
 # fmt: on
@@ -193,7 +194,7 @@ def _write_naive(
             arena[start : start + 4] = sums.view(np.uint8)
         elif r["fixed"]:
             limits = int(row[requantize.LO]), int(row[requantize.HI])
-            arena[y] = epilogue.code_naive(params, lane, int(sums[0]), limits)
+            arena[y] = epilogue.code_naive(params, lane, total, limits)
             if r["addend"] >= 0:
                 numbers = consts[r["sum_params"] : r["sum_params"] + epilogue.SUM_BYTES]
                 other = int(arena[r["addend"] + y - r["y"]])
@@ -293,42 +294,6 @@ def multiply_4(
 
 
 @lean_jit
-def requantize_16(
-    acc: int, stride: int, rows: int, places: int, params: int, lo: int, hi: int, y: int
-) -> None:
-    """Write codes of 16 channels: see epilogue.requantize_rows."""
-    epilogue.requantize_rows(acc, stride, rows, places, params, lo, hi, y)
-
-
-@lean_jit
-def requantize_few(
-    acc: int, stride: int, rows: int, places: int, params: int, lo: int, hi: int, y: int, count: int
-) -> None:
-    """Write codes of fewer channels: see epilogue.requantize_few."""
-    epilogue.requantize_few(acc, stride, rows, places, params, lo, hi, y, count)
-
-
-@lean_jit
-def requantize_sums(
-    acc: int,
-    stride: int,
-    rows: int,
-    places: int,
-    params: int,
-    lo: int,
-    hi: int,
-    y: int,
-    addend: int,
-    sum_params: int,
-    count: int,
-) -> None:
-    """Write codes of residual sums: see epilogue.requantize_sums."""
-    epilogue.requantize_sums(
-        acc, stride, rows, places, params, lo, hi, y, addend, sum_params, count
-    )
-
-
-@lean_jit
 def finish(
     row: I64,
     arena: U8,
@@ -344,58 +309,94 @@ def finish(
 
     Args:
         row: The row.
-        arena: Holds the tile at `acc` and the i64 offsets into y at `places`.
+        arena: Holds the tile at `acc` and the i64 offsets into y at `places`; both go on up to a
+            multiple of four rows.
         consts: Holds the numbers of channels.
         acc: Offset of the tile, i32 [rows, outs made a multiple of 16].
         rows: Pixels.
-        places: Offset of the table.
+        places: Offset of the table; negative ones are left out.
         group: Which group the channels are of.
-        first: First channel in the group, a multiple of 64.
-        outs: How many channels.
+        first: First channel in the group, a multiple of 16.
+        outs: How many channels, at most 64.
     """
-    vectors = (outs + LANES - 1) // LANES
-    stride = 64 * vectors
-    channel = group * row[GROUP_OUT] + first
-    if row[FIXED] != 0:
-        memory, numbers = arena.ctypes.data, consts.ctypes.data
-        each = (row[GROUP_OUT] + LANES - 1) // LANES
-        params = numbers + row[PARAMS] + (group * each + first // LANES) * epilogue.PARAMS_BYTES
-        y = memory + row[Y] + channel
-        lo, hi = row[requantize.LO], row[requantize.HI]
-        for v in range(vectors):
-            count = min(LANES, outs - LANES * v)
-            at = memory + acc + 64 * v
-            if row[ADDEND] >= 0:
-                addend = memory + row[ADDEND] + channel + LANES * v
-                requantize_sums(
-                    at,
-                    stride,
-                    rows,
-                    memory + places,
-                    params,
-                    lo,
-                    hi,
-                    y,
-                    addend,
-                    numbers + row[SUM_PARAMS],
-                    count,
-                )
-            elif count == LANES:
-                requantize_16(at, stride, rows, memory + places, params, lo, hi, y)
-            else:
-                requantize_few(at, stride, rows, memory + places, params, lo, hi, y, count)
-            params += epilogue.PARAMS_BYTES
-            y += LANES
-        return
-    table = arena[places : places + 8 * rows].view(np.int64)
     each = (row[GROUP_OUT] + LANES - 1) // LANES
+    params = row[PARAMS] + (group * each + first // LANES) * epilogue.PARAMS_BYTES
+    channel = group * row[GROUP_OUT] + first
+    if row[FIXED] == 0:
+        _finish_slowly(row, arena, consts, acc, rows, places, params, channel, outs)
+        return
+    memory, numbers = arena.ctypes.data, consts.ctypes.data
+    stride = 64 * ((outs + LANES - 1) // LANES)
+    tile, table, full = memory + acc, memory + places, outs // LANES
+    at, params = 0, numbers + params
+    while at < full:
+        count = 4 if full - at >= 4 else 2 if full - at >= 2 else 1
+        _vectors(row, arena, consts, (tile + 64 * at, stride, rows, table), params, channel, count)
+        at += count
+        params += count * epilogue.PARAMS_BYTES
+        channel += count * LANES
+    if outs > LANES * full:
+        addend = memory + row[ADDEND] + channel if row[ADDEND] >= 0 else 0
+        sums = numbers + max(row[SUM_PARAMS], 0)
+        lo, hi, y = row[requantize.LO], row[requantize.HI], memory + row[Y] + channel
+        few = outs - LANES * full
+        epilogue.requantize_few(
+            tile + 64 * full, stride, rows, table, params, lo, hi, y, addend, sums, few
+        )
+
+
+@lean_jit
+def _vectors(
+    row: I64,
+    arena: U8,
+    consts: U8,
+    tile: tuple[int, int, int, int],
+    params: int,
+    channel: int,
+    count: int,
+) -> None:
+    """Full vectors of channels, 1, 2 or 4, of a tile: its address, stride, rows and table."""
+    acc, stride, rows, table = tile
+    memory = arena.ctypes.data
+    lo, hi, y = row[requantize.LO], row[requantize.HI], memory + row[Y] + channel
+    if row[ADDEND] < 0:
+        if count == 4:
+            epilogue.requantize_64(acc, stride, rows, table, params, lo, hi, y)
+        elif count == 2:
+            epilogue.requantize_32(acc, stride, rows, table, params, lo, hi, y)
+        else:
+            epilogue.requantize_16(acc, stride, rows, table, params, lo, hi, y)
+        return
+    addend, sums = memory + row[ADDEND] + channel, consts.ctypes.data + row[SUM_PARAMS]
+    if count == 4:
+        epilogue.add_64(acc, stride, rows, table, params, lo, hi, y, addend, sums)
+    elif count == 2:
+        epilogue.add_32(acc, stride, rows, table, params, lo, hi, y, addend, sums)
+    else:
+        epilogue.add_16(acc, stride, rows, table, params, lo, hi, y, addend, sums)
+
+
+@lean_jit
+def _finish_slowly(
+    row: I64,
+    arena: U8,
+    consts: U8,
+    acc: int,
+    rows: int,
+    places: int,
+    params: int,
+    channel: int,
+    outs: int,
+) -> None:
+    """`finish` for accumulators as they are and for all forms of requantize.py."""
+    stride = 64 * ((outs + LANES - 1) // LANES)
+    table = arena[places : places + 8 * rows].view(np.int64)
     for i in range(rows):
         if table[i] < 0:
             continue
         sums = arena[acc + i * stride : acc + i * stride + 4 * outs].view(np.int32)
         for o in range(outs):
-            at = row[PARAMS] + (group * each + (first + o) // LANES) * epilogue.PARAMS_BYTES
-            at += 4 * (o % LANES)
+            at = params + o // LANES * epilogue.PARAMS_BYTES + 4 * (o % LANES)
             sums[o] = np.int32(sums[o] + consts[at : at + 4].view(np.int32)[0])
         if row[REAL_ACC] != 0:
             write_accumulators(sums, row[Y], table[i] + channel, 1, arena)
@@ -496,16 +497,25 @@ def conv_u8s8(row: I64, arena: U8, consts: U8, thread: int, n_threads: int) -> N
         if row[COPIED] != 0:
             copy_lines(row, arena, image, first, count, ys + table)
         pixels = update_places(row, arena, xs, ys, image, first, count, ys + table)
-        for unit in range(first_unit, stop_unit):
-            _unit(row, arena, consts, unit, pixels, acc, xs, ys)
+        for begin in range(0, pixels, row[CHUNK]):
+            end = min(begin + row[CHUNK], pixels)
+            for unit in range(first_unit, stop_unit):
+                _unit(row, arena, consts, unit, (begin, end), acc, xs, ys)
         line += count
 
 
 @lean_jit
 def _unit(
-    row: I64, arena: U8, consts: U8, unit: int, pixels: int, acc: int, xs: int, ys: int
+    row: I64,
+    arena: U8,
+    consts: U8,
+    unit: int,
+    pixels: tuple[int, int],
+    acc: int,
+    xs: int,
+    ys: int,
 ) -> None:
-    """All pixels of a band for one block of channels."""
+    """Some pixels of a band, the first and the one behind the last, for one block of channels."""
     blocks = (row[GROUP_OUT] + 63) // 64
     group, first = unit // blocks, unit % blocks * 64
     outs = min(64, row[GROUP_OUT] - first)
@@ -517,7 +527,7 @@ def _unit(
     weight, taps = numbers + row[WEIGHT] + channels, numbers + row[TAPS]
     shift, sums = group * row[GROUP_IN], memory + acc
     size = 6 if vectors == 4 else 8 if vectors == 3 else 12
-    for i in range(0, pixels, size):
+    for i in range(pixels[0], pixels[1], size):
         places = memory + xs + 8 * i
         if vectors == 4:
             multiply_4(places, shift, taps, n_taps, steps, weight, sums)
@@ -527,4 +537,4 @@ def _unit(
             multiply_2(places, shift, taps, n_taps, steps, weight, sums)
         else:
             multiply_1(places, shift, taps, n_taps, steps, weight, sums)
-        finish(row, arena, consts, acc, min(size, pixels - i), ys + 8 * i, group, first, outs)
+        finish(row, arena, consts, acc, min(size, pixels[1] - i), ys + 8 * i, group, first, outs)

@@ -137,6 +137,8 @@ class Draft:
         steps: Rows and islands, in order.
         constants: What kernels read besides the arena.
         scratch_bytes: Of the row that needs most, for each part of it.
+        sums: Residual sums that may be computed with the convolution whose output is the key.
+        done: Outputs of instructions that another one's row computes too.
     """
 
     def __init__(self, program: IntegerProgram) -> None:
@@ -148,6 +150,8 @@ class Draft:
         self.steps: list[RowDraft | IslandCall] = []
         self.constants = Constants()
         self.scratch_bytes = 0
+        self.sums: Mapping[int, Instr] = {}
+        self.done: set[int] = set()
 
     def is_signed(self, value: int) -> bool:
         """Whether it holds int8 codes, which are stored with 128 added."""

@@ -18,6 +18,7 @@ from onnxptq.runtime import (
     plan_layers,
     plan_movement,
     plan_resize,
+    plan_sums,
 )
 from onnxptq.runtime.draft import I64, SCRATCH, U8, Array, Draft, IslandCall, RowDraft, Shape
 from onnxptq.runtime.sessions import Sessions
@@ -122,7 +123,11 @@ def make_plan(
         examples.shapes[port.value] = input_shapes[port.name]
         if port.value in read:
             draft.make(port.value, input_shapes[port.name])
+    if not keep_all:
+        draft.sums = plan_sums.sums_of_convolutions(program)
     for instr in program.instrs:
+        if draft.done.intersection(instr.outputs):
+            continue
         try:
             if instr.op in BY_ONNXRUNTIME:
                 _plan_island(draft, instr, examples, read)

@@ -14,6 +14,9 @@ BAND_BYTES = 128 * 1024
 """Of x that a band reads: it stays in the second cache while blocks of channels go over it."""
 FEW_WEIGHTS_BYTES = 1024 * 1024
 """Weights beyond this would have to come from memory for each band, so bands are larger then."""
+CHUNK = 192
+"""Pixels, a multiple of every block's, over which all channels go while they are in the first cache
+and their outputs, which blocks of channels share cache lines of, in the second."""
 FEW_LINES = 16
 """With fewer lines, parts of a row share the channels."""
 
@@ -118,7 +121,7 @@ def _steps(layer: Layer, step: int) -> int:
 
 
 def columns(
-    draft: Draft, layer: Layer, layout: Layout, requant: Requant | None, numbers: dict[str, Array]
+    draft: Draft, layer: Layer, layout: Layout, numbers: dict[str, Array] | None
 ) -> dict[str, Cell]:
     """All columns but x and y, the limits, and what a residual sum adds.
 
@@ -126,29 +129,28 @@ def columns(
         draft: Where constants go.
         layer: The convolution.
         layout: From `choose`.
-        requant: Of its codes; None if accumulators are wanted.
-        numbers: multiplier, rounding and shift of each channel, for codes as they are stored.
+        numbers: From `fixed_point`.
     """
     taps, runs = _runs(layer)
     packed = conv_amx.pack(runs) if layout.kernel == "conv_amx" else conv_u8s8.pack(runs)
-    fixed = requant is not None and _is_fixed(layer, requant, numbers)
     groups, outs = layer.weight.shape[:2]
     units = groups * -(-outs // layout.block)
     return {
         "weight": draft.constants.add(packed),
-        "params": draft.constants.add(_params(layer, numbers if fixed else None)),
+        "params": draft.constants.add(_params(layer, numbers)),
         "taps": draft.constants.add(_tap_offsets(layer, layout, taps)),
         "n_taps": len(taps),
         "run_steps": -(-runs.shape[-1] // layout.step),
         **_sizes(layer),
         "x_zero": layer.x_zero,
         "band": layout.band,
+        "chunk": CHUNK if packed.size <= FEW_WEIGHTS_BYTES else 1 << 40,
         "copied": int(layout.copied),
         "line_bytes": layout.line_bytes,
         "plane_lines": layout.plane_lines,
         "reach_h": _reach(layer.window, 0),
         "by_channels": int(layer.image.batch * layer.window.out[0] < FEW_LINES and units > 1),
-        "fixed": int(fixed),
+        "fixed": int(numbers is not None),
         "addend": -1,
         "sum_params": -1,
         **draft.scratch(_scratch_bytes(layer, layout)),
@@ -222,15 +224,27 @@ def _bias(layer: Layer) -> Array:
     return (layer.bias.astype(np.int64) - layer.x_zero * sums).astype(np.int32)
 
 
-def _is_fixed(layer: Layer, requant: Requant, numbers: dict[str, Array]) -> bool:
-    """Whether all channels are fixed point whose results fit 32 bits before they are clipped."""
+def fixed_point(
+    layer: Layer, requant: Requant, numbers: dict[str, Array]
+) -> dict[str, Array] | None:
+    """The numbers for the epilogue, if all channels are fixed point and their results fit 32 bits.
+
+    Args:
+        layer: The convolution.
+        requant: Of its codes.
+        numbers: multiplier, rounding and shift of each channel, for codes as they are stored.
+    """
     if (requant.form != Form.FIXED_POINT).any():
-        return False
+        return None
+    more = np.maximum(epilogue.LEAST_SHIFT - numbers["shift"], 0)
+    multiplier = numbers["multiplier"].astype(np.int64) << more
+    rounding, shift = numbers["rounding"] << more, numbers["shift"] + more
     sizes = np.abs(layer.weight.astype(np.int64)).sum(axis=(2, 3, 4)).ravel()
     most = 255.0 * sizes + np.abs(layer.bias.astype(np.float64))
-    most = np.where(most < 2**31, most, 2.0**31)  # a sum that wraps around may be any number
-    results = most * numbers["multiplier"] + np.abs(numbers["rounding"].astype(np.float64))
-    return bool((np.ldexp(results, -numbers["shift"].astype(np.int64)) < 2**30).all())
+    results = np.ldexp(most * multiplier + np.abs(rounding.astype(np.float64)), -shift)
+    if not ((most < 2**31) & (multiplier < 2**31) & (results < 2**30)).all():
+        return None
+    return {"multiplier": multiplier, "rounding": rounding, "shift": shift}
 
 
 def _layout(layer: Layer, kernel: str) -> Layout:

@@ -129,7 +129,7 @@ def pair(draft: Draft, instr: Instr) -> None:
     a, b = draft.read(instr.inputs[0]), draft.read(instr.inputs[1])
     shape = np.broadcast_shapes(a.shape, b.shape)
     y = draft.make(instr.outputs[0], shape)
-    numbers = _pair_numbers(draft, instr)
+    numbers = pair_numbers(draft, instr)
     steps = [_steps(a, shape), _steps(b, shape), _steps(y, shape)]
     for nest in nests(shape, steps):
         columns = {
@@ -151,7 +151,7 @@ def _steps(view: View, shape: Shape) -> Shape:
     return np.broadcast_to(base, shape).strides
 
 
-def _pair_numbers(draft: Draft, instr: Instr) -> dict[str, Cell]:
+def pair_numbers(draft: Draft, instr: Instr) -> dict[str, Cell]:
     """Columns of a pair's requantization, for codes as they are stored."""
     if instr.op in ("minimum", "maximum"):
         return {"lo": 0, "hi": 255, "table": -1}

@@ -12,7 +12,7 @@ from onnxptq.kernels.depthwise import depthwise_scratch_bytes
 from onnxptq.kernels.matmul import matmul_scratch_bytes
 from onnxptq.program import Instr
 from onnxptq.requant import GROUP, Requant
-from onnxptq.runtime import plan_conv
+from onnxptq.runtime import plan_conv, plan_elementwise, plan_sums
 from onnxptq.runtime.averages import average_requant, averaged_pixels
 from onnxptq.runtime.draft import Array, Cell, Draft, Shape, View
 from onnxptq.runtime.plan_movement import Picture, copy
@@ -20,6 +20,7 @@ from onnxptq.runtime.window import (
     Image,
     Window,
     conv_window,
+    image_shape,
     is_channels_last,
     make_image,
     pool_window,
@@ -113,11 +114,11 @@ def conv(draft: Draft, instr: Instr) -> None:
             f"and {len(image.sizes)} axes"
         )
     window = conv_window(instr, image.sizes, kernel)
-    target = make_image(draft, instr, image, (filters, *window.out))
     depthwise = groups == filters == image.channels and groups > 1
     group_out = filters // groups
-    if not depthwise and target.size and _conv_u8s8(draft, instr, image, window, weight):
+    if not depthwise and _conv_u8s8(draft, instr, image, window, weight):
         return
+    target = make_image(draft, instr, image, (filters, *window.out))
     if depthwise:
         packed = np.moveaxis(weight[:, 0], 0, -1)
     else:
@@ -147,11 +148,11 @@ def conv(draft: Draft, instr: Instr) -> None:
 
 
 def _conv_u8s8(draft: Draft, instr: Instr, image: Image, window: Window, weight: Array) -> bool:
-    """A row of the fast kernel, if it can compute this; `weight` is [M, C/group, k_h, k_w]."""
-    if len(window.kernel) != 2:
+    """A row of a fast kernel, if one can compute this; `weight` is [M, C/group, k_h, k_w]."""
+    shape = image_shape(instr, image, (weight.shape[0], *window.out))
+    if len(window.kernel) != 2 or math.prod(shape) == 0:
         return False
-    target, groups = draft.views[instr.outputs[0]], instr.int("group")
-    filters = weight.shape[0]
+    groups, filters = instr.int("group"), weight.shape[0]
     bias = instr.arrays.get("bias")
     bias = np.zeros(filters, np.int32) if bias is None else bias.reshape(-1).astype(np.int32)
     grouped = weight.reshape(groups, filters // groups, *weight.shape[1:])
@@ -160,24 +161,46 @@ def _conv_u8s8(draft: Draft, instr: Instr, image: Image, window: Window, weight:
         _each(bias, filters),
         instr.int("x_zero") + draft.sign(instr.inputs[0]),
         image,
-        Image.of(target, is_channels_last(instr)),
+        Image.of_shape(shape, is_channels_last(instr)),
         window,
     )
     if not plan_conv.fits(layer):
         return False
-    layout = plan_conv.choose(layer)
-    found, numbers = instr.requant, dict[str, Array]()
+    found, numbers = instr.requant, None
     if found is not None:
         assert isinstance(found, Requant)
-        numbers = fixed_point_numbers(found, filters, draft.sign(instr.outputs[0]))
-    columns = {
+        stored = fixed_point_numbers(found, filters, draft.sign(instr.outputs[0]))
+        numbers = plan_conv.fixed_point(layer, found, stored)
+    layout = plan_conv.choose(layer)
+    columns: dict[str, Cell] = {
         "x": draft.read(instr.inputs[0]),
-        "y": target,
-        **plan_conv.columns(draft, layer, layout, found, numbers),
+        **plan_conv.columns(draft, layer, layout, numbers),
         **_ending(draft, instr, filters),
+        **(_joined_sum(draft, instr, shape) if numbers else {}),
     }
+    if "y" not in columns:
+        columns["y"] = draft.make(instr.outputs[0], shape)
     draft.row(layout.kernel, columns, plan_conv.work_of(layer) // MAC_WORK)
     return True
+
+
+def _joined_sum(draft: Draft, instr: Instr, shape: Shape) -> dict[str, Cell]:
+    """Columns of the residual sum that alone reads the output, if the kernel can compute it too."""
+    value = instr.outputs[0]
+    add = draft.sums.get(value)
+    if add is None:
+        return {}
+    other = plan_sums.addend_of(draft, add, value, shape)
+    numbers = plan_elementwise.pair_numbers(draft, add)
+    params = plan_sums.sum_params(numbers, is_first=add.inputs[0] == value)
+    if other is None:
+        return {}
+    draft.done.add(add.outputs[0])
+    return {
+        "y": draft.make(add.outputs[0], shape),
+        "addend": draft.read(other),
+        "sum_params": draft.constants.add(np.array(params, np.int64)),
+    }
 
 
 def matmul(draft: Draft, instr: Instr) -> None:

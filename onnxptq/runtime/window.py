@@ -70,7 +70,15 @@ class Image:
         Raises:
             ProgramError: It has less than one or more than three spatial axes.
         """
-        shape = view.shape
+        return cls.of_shape(view.shape, channels_last)
+
+    @classmethod
+    def of_shape(cls, shape: Shape, channels_last: bool) -> "Image":
+        """The same for elements that lie one after the other.
+
+        Raises:
+            ProgramError: As `of`.
+        """
         if not 3 <= len(shape) <= 2 + len(SPATIAL):
             raise ProgramError(f"an input of rank {len(shape)}, expected 3 to 5")
         steps = [math.prod(shape[i + 1 :]) for i in range(len(shape))]
@@ -89,11 +97,16 @@ def is_channels_last(instr: Instr) -> bool:
     return bool(instr.attrs.get("channels_last", 0))
 
 
+def image_shape(instr: Instr, image: Image, sizes: Shape) -> Shape:
+    """Shape of an output with the batch of `image` and other sizes, channels first."""
+    if is_channels_last(instr):
+        return (image.batch, *sizes[1:], sizes[0])
+    return (image.batch, *sizes)
+
+
 def make_image(draft: Draft, instr: Instr, image: Image, sizes: Shape) -> View:
     """Give the output of an instruction a place: the batch of `image`, other sizes."""
-    if is_channels_last(instr):
-        return draft.make(instr.outputs[0], (image.batch, *sizes[1:], sizes[0]))
-    return draft.make(instr.outputs[0], (image.batch, *sizes))
+    return draft.make(instr.outputs[0], image_shape(instr, image, sizes))
 
 
 def conv_window(instr: Instr, sizes: Shape, kernel: Shape) -> Window:
