@@ -5,10 +5,12 @@ give equal bits on two machines. Kernels that want vector sums write their lanes
 
 Numba's cache asks only whether the file of a kernel has changed. Machine code of a kernel also
 holds what it calls from other files of this folder, so a stale caller would run the old callee.
-`jit` therefore makes every stored kernel depend on all files of the folder.
+`jit` therefore makes every stored kernel depend on its file and on all that this imports from here.
 """
 
+import functools
 import hashlib
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar, cast
@@ -32,16 +34,43 @@ ROW_KERNEL = (_ROW, _BYTES, _BYTES, types.int64, types.int64)
 """Numba's types of its arguments."""
 
 
-def folder_digest() -> str:
-    """Digest of the names and contents of all Python files beside this one."""
+@functools.cache
+def _sources() -> dict[str, str]:
+    """Contents of the Python files beside this one, by name without suffix."""
+    files = sorted(Path(__file__).parent.glob("*.py"))
+    return {path.stem: path.read_text(encoding="utf-8") for path in files}
+
+
+@functools.cache
+def imports_of(file: str) -> frozenset[str]:
+    """Files of this folder that a file of this folder imports, itself among them.
+
+    Read from the text: Python's parser would take longer than all else that happens at the start.
+    """
+    pattern = rf"^\s*(?:from|import)\s+{re.escape(__package__)}([^(\n]*(?:\([^)]*\))?)"
+    found = {file}
+    for rest in re.findall(pattern, _sources()[file], re.MULTILINE):
+        words = re.findall(r"\w+", rest)
+        # "from here.file import ...", "import here.file" or "from here import file, ...".
+        names = words[:1] if rest.startswith(".") else words[1:]
+        found |= {name if name in _sources() else "__init__" for name in names}
+    return frozenset(found)
+
+
+@functools.cache
+def digest_of(module: str) -> str:
+    """Digest of a module of this folder and of all that it imports from here; of others, of all."""
+    package, _, file = module.rpartition(".")
+    known = package == __package__ and file in _sources()
+    wanted, found = {file} if known else set(_sources()), set[str]()
+    while wanted:
+        found |= wanted
+        wanted = set[str]().union(*map(imports_of, wanted)) - found
     digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
-        content = path.read_bytes()
-        digest.update(f"{path.name} {len(content)}\n".encode() + content)
+    for name in sorted(found):
+        content = _sources()[name].encode()
+        digest.update(f"{name} {len(content)}\n".encode() + content)
     return digest.hexdigest()
-
-
-DIGEST = folder_digest()
 
 
 def stamp(kernel: Any, digest: str) -> bool:
@@ -60,7 +89,7 @@ def stamp(kernel: Any, digest: str) -> bool:
 
 
 def _stored(kernel: Any) -> Any:
-    stamp(kernel, DIGEST)
+    stamp(kernel, digest_of(kernel.__module__))
     return kernel
 
 
