@@ -69,14 +69,15 @@ def depthwise(row: I64, arena: U8, consts: U8, thread: int, n_threads: int) -> N
     weight = consts[at : at + 2 * size * channels].view(np.int16)
     pixels = row[window.BATCH] * row[window.OUT_D] * row[window.OUT_H] * row[window.OUT_W]
     start, stop = share(pixels, thread, n_threads)
+    none, one = np.int64(0), np.int64(1)
     for pixel in range(start, stop):
-        window.update_places(place, pixel, 1, row)
+        window.update_places(place, pixel, one, row)
         count = _update_taps(taps, place, channels, row)
         if row[window.X_C] == 1:
             _add_taps(arena, weight, taps, count, acc, np.int32(row[window.X_ZERO]))
         else:
             _add_taps_apart(arena, weight, taps, count, acc, row)
-        window.write(acc, place, 1, 0, channels, row, arena, consts)
+        window.write(acc, place, one, none, channels, row, arena, consts)
 
 
 @lean_jit

@@ -95,7 +95,7 @@ def _stored(kernel: Any) -> Any:
 
 def jit(function: Callable[P, R]) -> Callable[P, R]:
     """Compile `function` on its first call; its type stays that of the Python function."""
-    return _stored(_njit(cache=True, nogil=True)(function))
+    return _stored(_njit(cache=True, nogil=True, no_cfunc_wrapper=True)(function))
 
 
 def lean_jit(function: Callable[P, R]) -> Callable[P, R]:
@@ -104,7 +104,7 @@ def lean_jit(function: Callable[P, R]) -> Callable[P, R]:
     Numba counts references to arrays by atomic instructions, two a view, which costs a small layer
     half its time. Code that allocates, or gives an array back, does not compile here.
     """
-    return _stored(_njit(cache=True, nogil=True, _nrt=False)(function))
+    return _stored(_njit(cache=True, nogil=True, no_cfunc_wrapper=True, _nrt=False)(function))
 
 
 def address_of(kernel: RowKernel) -> int:

@@ -365,7 +365,7 @@ def _average_pixel(
         if ratio >= 0 and doubt < rest < (1 << 32) - doubt:
             code = exact >> 32
         else:
-            total = 0
+            total = np.int64(0)
             for k_d in range(n_d):
                 for k_h in range(n_h):
                     x_h = x_c + k_d * step_d + k_h * step_h

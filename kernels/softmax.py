@@ -111,7 +111,7 @@ def softmax(row: I64, arena: U8, consts: U8, thread: int, n_threads: int) -> Non
 @lean_jit
 def _sum(x: U8, table: I32, shift: int, step: int, length: int) -> int:
     """Bits of the sum of the table's values, taken one after the other."""
-    total = 0
+    total = np.int64(0)
     for i in range(length):
         total = _add_positive(total, np.int64(table[(np.int64(x[i * step]) + shift) & 255]))
     return total

@@ -132,5 +132,5 @@ def test_the_decorators_cache_release_the_gil_and_keep_floats_strict() -> None:
         if isinstance(node, ast.Call) and ast.unparse(node.func) == "_njit"
     ]
 
-    common = {"cache": "True", "nogil": "True"}
+    common = {"cache": "True", "nogil": "True", "no_cfunc_wrapper": "True"}
     assert calls == [common, {**common, "_nrt": "False"}]
