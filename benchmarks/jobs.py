@@ -5,6 +5,7 @@
 
 import gc
 import json
+import os
 import re
 import sys
 import time
@@ -78,6 +79,44 @@ def load_times(models: dict[str, str], rounds: int) -> Answer:
     return {"seconds": times}
 
 
+def executor(source: str, feeds: str, cache: str) -> Answer:
+    """A program or a quantized model to its first result, Numba's cache being in `cache`."""
+    os.environ["NUMBA_CACHE_DIR"] = cache
+    started = time.perf_counter()
+    import numpy as np
+
+    from onnxptq.runtime.execute import Executor
+
+    imported = time.perf_counter()
+    made = Executor(source)
+    loaded = time.perf_counter()
+    with np.load(feeds) as arrays:
+        made.run(None, dict(arrays))
+    return _parts(started, imported, loaded)
+
+
+def session(source: str, feeds: str) -> Answer:
+    """The same with onnxruntime."""
+    started = time.perf_counter()
+    import numpy as np
+    import onnxruntime
+
+    imported = time.perf_counter()
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    made = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    loaded = time.perf_counter()
+    with np.load(feeds) as arrays:
+        made.run(None, dict(arrays))
+    return _parts(started, imported, loaded)
+
+
+def _parts(started: float, imported: float, loaded: float) -> Answer:
+    """Seconds of importing, loading, and the first result."""
+    now = time.perf_counter()
+    return {"import_s": imported - started, "load_s": loaded - imported, "first_s": now - loaded}
+
+
 def peak_rss_mb() -> float:
     """Highest resident memory of this process in 10^6 bytes.
 
@@ -94,7 +133,13 @@ def peak_rss_mb() -> float:
     return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
 
 
-JOBS = {"quantize": quantize, "quantize_static": quantize_static, "load_times": load_times}
+JOBS = {
+    "quantize": quantize,
+    "quantize_static": quantize_static,
+    "load_times": load_times,
+    "executor": executor,
+    "session": session,
+}
 
 
 def main(job: str, arguments: str) -> None:

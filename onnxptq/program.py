@@ -57,7 +57,7 @@ import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -220,7 +220,8 @@ class IntegerProgram:
             ProgramError: The file cannot be read or is no program.
         """
         try:
-            return cls.from_bytes(Path(path).read_bytes())
+            with Path(path).open("rb") as file:
+                return cls._read(file)
         except OSError as error:
             raise ProgramError(f"cannot read {path}: {error.strerror}") from error
         except ProgramError as error:
@@ -233,8 +234,12 @@ class IntegerProgram:
         Raises:
             ProgramError: Not a program, or made by another version.
         """
+        return cls._read(io.BytesIO(data))
+
+    @classmethod
+    def _read(cls, source: BinaryIO) -> "IntegerProgram":
         try:
-            with np.load(io.BytesIO(data), allow_pickle=False) as file:
+            with np.load(source, allow_pickle=False) as file:
                 arrays = {name: file[name] for name in file.files}
             header = json.loads(arrays.pop("header").tobytes())
             if header["format"] != FORMAT:

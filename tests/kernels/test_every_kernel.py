@@ -102,7 +102,8 @@ def test_only_our_decorator_compiles(path: Path) -> None:
         if isinstance(node, ast.FunctionDef)
         for decorator in node.decorator_list
     ]
-    ours = {"jit", "lean_jit", "microkernel", "property", "classmethod", "staticmethod"}
+    plain = {"property", "classmethod", "staticmethod", "functools.cache"}
+    ours = {"jit", "lean_jit", "microkernel", *plain}
 
     assert {name.split("(")[0].removeprefix("mk.") for name in decorators} <= ours
 
