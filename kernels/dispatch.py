@@ -2,7 +2,7 @@
 
 A row is cut into parts that threads claim one by one, so nobody waits for a thread that has not
 come: on a busy machine the caller just does more of the work. A row begins when all parts of the
-one before are finished. Small rows have one part.
+one before are finished. Small rows have few parts.
 
 Tried (CIFAR ResNet-20, 43 rows, 2 threads on 2 cores beside other work, 2026-11):
     equal shares and a barrier between rows              25 to 35 ms a run
@@ -34,8 +34,8 @@ I64 = npt.NDArray[np.int64]
 U8 = npt.NDArray[np.uint8]
 
 ROW = requantize.ROW
-ALONE = ROW - 1
-"""Column of every row: 1 if the first thread computes it alone."""
+MOST_PARTS = ROW - 1
+"""Column of every row: into how many parts it may be cut, at least 1."""
 
 COLUMNS: dict[str, tuple[str, ...]] = {
     "conv": window.COLUMNS,
@@ -123,7 +123,7 @@ def dispatch(rows: I64, addresses: I64, arena: U8, consts: U8, parts: int, claim
         addresses: Where the kernels are, by number; from `new_addresses`.
         arena: uint8 [bytes], changed in place.
         consts: uint8 [bytes].
-        parts: Into how many parts a row is cut that does not say ALONE.
+        parts: Into how many parts a row is cut that does not say it has fewer.
         claims: From `new_claims`, shared by the threads of this run.
 
     Returns:
@@ -137,7 +137,7 @@ def dispatch(rows: I64, addresses: I64, arena: U8, consts: U8, parts: int, claim
         if number < 0 or number >= addresses.size or addresses[number] == 0:
             atomic_add(claims, given_up, 1)
             return False
-        count = 1 if row[ALONE] != 0 else parts
+        count = min(parts, row[MOST_PARTS])
         claimed, finished = i * PLACE + CLAIMED, i * PLACE + FINISHED
         # The look before the claim keeps those who come late from writing to finished rows.
         while atomic_load(claims, claimed) < count and atomic_load(claims, given_up) == 0:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxptq.errors import ProgramError
-from onnxptq.kernels.dispatch import ALONE, NUMBERS, ROW, columns_of
+from onnxptq.kernels.dispatch import MOST_PARTS, NUMBERS, ROW, columns_of
 from onnxptq.program import ABSENT, Instr, IntegerProgram
 
 Array = npt.NDArray[Any]
@@ -22,9 +22,9 @@ ALIGN = 64
 """Bytes of a cache line, and of the widest vector: everything in arena and consts starts at one."""
 SCRATCH = -1
 """Storage of what a kernel writes down while it runs; every part of a row has its own."""
-ALONE_BELOW = 20_000
-"""Rows of less work than this are one part: sharing takes as long. Unit: bytes written or 16
-multiplications, both about 0.1 ns."""
+PART_WORK = 40_000
+"""The least work of a part of a row: handing out less takes as long. Unit: 0.1 ns, about what it
+takes to write a byte or for 16 multiplications."""
 SIGN = 128
 """What an int8 code is stored with in addition, so that kernels only know uint8."""
 
@@ -224,7 +224,7 @@ class Draft:
         Args:
             kernel: Which one.
             columns: By name.
-            work: How much there is to do, in units of ALONE_BELOW.
+            work: How much there is to do, in units of PART_WORK.
         """
         numbers, places = [0] * ROW, list[tuple[int, int]]()
         numbers[0] = NUMBERS[kernel]
@@ -235,7 +235,7 @@ class Draft:
                 numbers[where[name]] = cell.offset
             else:
                 numbers[where[name]] = int(cell)
-        numbers[ALONE] = int(work < ALONE_BELOW)
+        numbers[MOST_PARTS] = max(1, work // PART_WORK)
         self.steps.append(RowDraft(tuple(numbers), tuple(places)))
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnxptq.errors import OnnxptqError, ProgramError
-from onnxptq.kernels.dispatch import ALONE, ROW
+from onnxptq.kernels.dispatch import MOST_PARTS, ROW
 from onnxptq.program import ABSENT, Instr, IntegerProgram
 from onnxptq.runtime import (
     arena,
@@ -224,7 +224,9 @@ def _finish(draft: Draft, keep_all: bool) -> Plan:
         scratch_bytes=draft.scratch_bytes,
         consts=draft.constants.block(),
         steps=steps,
-        shared=any(not isinstance(s, IslandCall) and bool((s[:, ALONE] == 0).any()) for s in steps),
+        shared=any(
+            not isinstance(s, IslandCall) and bool((s[:, MOST_PARTS] > 1).any()) for s in steps
+        ),
         slots=slots,
         fixed=draft.known,
         images=tuple((offsets[storage], array) for storage, array in draft.images),

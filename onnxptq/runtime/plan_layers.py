@@ -180,7 +180,7 @@ def _conv_u8s8(draft: Draft, instr: Instr, image: Image, window: Window, weight:
     }
     if "y" not in columns:
         columns["y"] = draft.make(instr.outputs[0], shape)
-    draft.row(layout.kernel, columns, plan_conv.work_of(layer) // MAC_WORK)
+    draft.row(layout.kernel, columns, plan_conv.work_of(layer, layout))
     return True
 
 

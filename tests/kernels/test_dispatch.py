@@ -122,7 +122,7 @@ def test_columns_of_a_row_do_not_meet() -> None:
         places = dispatch.columns_of(name)
 
         assert len(set(places.values())) == len(places)
-        assert max(places.values()) < dispatch.ALONE
+        assert max(places.values()) < dispatch.MOST_PARTS
 
 
 def chain(rng: np.random.Generator, count: int, alone: list[bool]) -> tuple[I64, I64]:
@@ -135,7 +135,7 @@ def chain(rng: np.random.Generator, count: int, alone: list[bool]) -> tuple[I64,
         sizes = {f"n{axis}": 1 for axis in range(5)} | {"n5": SIZE}
         for name, value in (values | sizes | {"x5": -1, "y5": 1}).items():
             rows[i, copy[name]] = value
-        rows[i, dispatch.ALONE] = alone[i % len(alone)]
+        rows[i, dispatch.MOST_PARTS] = 1 if alone[i % len(alone)] else 1000
     return rows, rng.integers(0, 256, 256 * count)
 
 

@@ -5,9 +5,9 @@ import pytest
 from onnx import helper
 
 from onnxptq.errors import ProgramError
-from onnxptq.kernels.dispatch import ALONE, NUMBERS
+from onnxptq.kernels.dispatch import MOST_PARTS, NUMBERS
 from onnxptq.program import IntegerProgram
-from onnxptq.runtime.draft import ALIGN, IslandCall
+from onnxptq.runtime.draft import ALIGN, PART_WORK, IslandCall
 from onnxptq.runtime.plan import make_plan
 from tests.runtime.small_programs import Builder, graph, random_codes
 
@@ -63,11 +63,12 @@ def test_equal_constants_are_stored_once(rng: np.random.Generator) -> None:
     assert plan.consts.ctypes.data % ALIGN == 0
 
 
-def test_small_rows_are_computed_by_one_thread() -> None:
+def test_rows_have_as_many_parts_as_they_have_work_for() -> None:
     small, large = (make_plan(clips(1), {"v0": (side, side)}) for side in (10, 1000))
 
     assert (small.shared, large.shared) == (False, True)
-    assert [int(plan.steps[0][0, ALONE]) for plan in (small, large)] == [1, 0]  # type: ignore[index]
+    parts = [int(plan.steps[0][0, MOST_PARTS]) for plan in (small, large)]  # type: ignore[index]
+    assert parts == [1, 1_000_000 // PART_WORK]
 
 
 def test_constants_lie_in_the_arena_before_a_run_as_they_are_stored(
