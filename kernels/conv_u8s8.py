@@ -13,7 +13,6 @@ import numpy.typing as npt
 
 from onnxptq.kernels import epilogue, requantize
 from onnxptq.kernels import microkernel as mk
-from onnxptq.kernels.accumulate import write_accumulators
 from onnxptq.kernels.jit import lean_jit
 from onnxptq.kernels.requantize import requantize_row, requantize_row_naive
 from onnxptq.kernels.share import share, share_naive
@@ -387,6 +386,9 @@ def finish(
             params += epilogue.PARAMS_BYTES
             y += LANES
         return
+    if row[REAL_ACC] != 0:
+        _write_sums(row, arena, consts, acc, rows, places, group, first, outs)
+        return
     table = arena[places : places + 8 * rows].view(np.int64)
     each = (row[GROUP_OUT] + LANES - 1) // LANES
     for i in range(rows):
@@ -397,10 +399,37 @@ def finish(
             at = row[PARAMS] + (group * each + (first + o) // LANES) * epilogue.PARAMS_BYTES
             at += 4 * (o % LANES)
             sums[o] = np.int32(sums[o] + consts[at : at + 4].view(np.int32)[0])
-        if row[REAL_ACC] != 0:
-            write_accumulators(sums, row[Y], table[i] + channel, 1, arena)
-        else:
-            requantize_row(sums, channel, outs, arena, row[Y] + table[i] + channel, 1, row, consts)
+        requantize_row(sums, channel, outs, arena, row[Y] + table[i] + channel, 1, row, consts)
+
+
+@lean_jit
+def _write_sums(
+    row: I64,
+    arena: U8,
+    consts: U8,
+    acc: int,
+    rows: int,
+    places: int,
+    group: int,
+    first: int,
+    outs: int,
+) -> None:
+    """Write a tile of accumulators as it is; arguments of `finish`."""
+    vectors = (outs + LANES - 1) // LANES
+    each = (row[GROUP_OUT] + LANES - 1) // LANES
+    memory, channel = arena.ctypes.data, group * row[GROUP_OUT] + first
+    params = consts.ctypes.data + row[PARAMS]
+    params += (group * each + first // LANES) * epilogue.PARAMS_BYTES
+    for v in range(vectors):
+        epilogue.write_sums(
+            memory + acc + 64 * v,
+            64 * vectors,
+            rows,
+            memory + places,
+            params + v * epilogue.PARAMS_BYTES,
+            memory + row[Y] + 4 * (channel + LANES * v),
+            min(LANES, outs - LANES * v),
+        )
 
 
 @lean_jit

@@ -152,18 +152,22 @@ class _Sum:
         return _clipped(builder, _whole(builder, *results), self.lo, self.hi)
 
 
-def _write(builder: mk.Builder, codes: mk.Vector, address: mk.Vector, count: mk.Vector) -> None:
-    """Store the first `count` codes of a vector."""
+def _mask(builder: mk.Builder, count: mk.Vector) -> mk.Vector:
+    """The first `count` of 16 lanes."""
     lanes = mk.ir.Constant(mk.ACC, list(range(LANES)))
     few = mk.splat(builder, builder.trunc(count, mk.I32), mk.ACC)
-    mask = builder.icmp_signed("<", lanes, few)
+    return builder.icmp_signed("<", lanes, few)
+
+
+def _write(builder: mk.Builder, codes: mk.Vector, address: mk.Vector, count: mk.Vector) -> None:
+    """Store the first `count` codes of a vector."""
     small = mk.ir.VectorType(mk.I8, LANES)
     kind = small.as_pointer()
     arguments = [
         builder.trunc(codes, small),
         builder.inttoptr(address, kind),
         mk.ir.Constant(mk.I32, 1),
-        mask,
+        _mask(builder, count),
     ]
     mk.call(builder, "llvm.masked.store.v16i8.p0", mk.ir.VoidType(), arguments)
 
@@ -235,3 +239,25 @@ def requantize_sums(builder: mk.Builder, *values: mk.Vector) -> None:
         _write(builder, summed, builder.add(y, place), count)
 
     _rows(builder, sizes, numbers, write)
+
+
+@mk.microkernel("acc", "stride", "rows", "places", "params", "y", "count")
+def write_sums(builder: mk.Builder, *values: mk.Vector) -> None:
+    """Write acc[i] + bias, of the first `count` of 16 channels, to element places[i] ... of y, i32.
+
+    The rest as in `requantize_rows`.
+    """
+    acc, stride, rows, places, params, y, count = values
+    bias, mask = mk.load(builder, params, mk.ACC), _mask(builder, count)
+
+    def body(builder: mk.Builder, turn: mk.Vector, _: Sequence[mk.Vector]) -> list[mk.Vector]:
+        place = mk.load(builder, builder.add(places, builder.mul(turn, mk.number(8))), mk.I64)
+        with builder.if_then(builder.icmp_signed(">=", place, mk.number(0)), likely=True):
+            sums = mk.load(builder, builder.add(acc, builder.mul(turn, stride)), mk.ACC)
+            to = builder.add(y, builder.mul(place, mk.number(4)))
+            pointer = builder.inttoptr(to, mk.ACC.as_pointer())
+            arguments = [builder.add(sums, bias), pointer, mk.ir.Constant(mk.I32, 1), mask]
+            mk.call(builder, "llvm.masked.store.v16i32.p0", mk.ir.VoidType(), arguments)
+        return []
+
+    mk.loop(builder, rows, [], body)

@@ -147,34 +147,42 @@ def conv(draft: Draft, instr: Instr) -> None:
 
 
 def _conv_u8s8(draft: Draft, instr: Instr, image: Image, window: Window, weight: Array) -> bool:
-    """A row of the fast kernel, if it can compute this; `weight` is [M, C/group, k_h, k_w]."""
+    """A row of a fast kernel, if one can compute this; `weight` is [M, C/group, k_h, k_w]."""
     if len(window.kernel) != 2:
         return False
     target, groups = draft.views[instr.outputs[0]], instr.int("group")
-    filters = weight.shape[0]
-    bias = instr.arrays.get("bias")
-    bias = np.zeros(filters, np.int32) if bias is None else bias.reshape(-1).astype(np.int32)
-    grouped = weight.reshape(groups, filters // groups, *weight.shape[1:])
+    grouped = weight.reshape(groups, -1, *weight.shape[1:])
     layer = plan_conv.Layer(
         np.moveaxis(grouped, 2, -1),
-        _each(bias, filters),
+        _biases(instr, weight.shape[0]),
         instr.int("x_zero") + draft.sign(instr.inputs[0]),
         image,
         Image.of(target, is_channels_last(instr)),
         window,
     )
+    return _layer(draft, instr, layer, (draft.read(instr.inputs[0]), target))
+
+
+def _biases(instr: Instr, channels: int) -> Array:
+    bias = instr.arrays.get("bias")
+    bias = np.zeros(channels, np.int32) if bias is None else bias.reshape(-1).astype(np.int32)
+    return _each(bias, channels)
+
+
+def _layer(draft: Draft, instr: Instr, layer: plan_conv.Layer, places: tuple[View, View]) -> bool:
+    """A row of the fast kernel from x to y, if one can compute this."""
     if not plan_conv.fits(layer):
         return False
-    layout = plan_conv.choose(layer)
+    layout, channels = plan_conv.choose(layer), layer.bias.size
     found, numbers = instr.requant, dict[str, Array]()
     if found is not None:
         assert isinstance(found, Requant)
-        numbers = fixed_point_numbers(found, filters, draft.sign(instr.outputs[0]))
+        numbers = fixed_point_numbers(found, channels, draft.sign(instr.outputs[0]))
     columns = {
-        "x": draft.read(instr.inputs[0]),
-        "y": target,
+        "x": places[0],
+        "y": places[1],
         **plan_conv.columns(draft, layer, layout, found, numbers),
-        **_ending(draft, instr, filters),
+        **_ending(draft, instr, channels),
     }
     draft.row(layout.kernel, columns, plan_conv.work_of(layer) // MAC_WORK)
     return True
@@ -188,34 +196,56 @@ def matmul(draft: Draft, instr: Instr) -> None:
     if math.prod(b_shape[:-2]) == 1:  # one matrix for all rows
         a_shape = (math.prod(a_shape[:-1]), a_shape[-1])
         b_shape = b_shape[-2:]
-    k, n = b_shape[-2:]
-    weight = weight.reshape(b_shape)
+    m, (k, n) = a_shape[-2], b_shape[-2:]
+    if m * n == 0:
+        return
+    matrices = weight.reshape(-1, k, n)
     stack = np.broadcast_shapes(a_shape[:-2], b_shape[:-2])
-    m = a_shape[-2]
-    ending = _ending(draft, instr, n) | {"bias": _bias(draft, instr, n)}
     for number, (a, b) in enumerate(_stacked(a_shape[:-2], b_shape[:-2], stack)):
-        matrix = weight.reshape(-1, k, n)[b]
-        if m * n == 0:
-            continue
-        size = target.dtype.itemsize
-        columns: dict[str, Cell] = {
-            **Window((m,), (1,), (1,), (1,), (0,), (m,), padded=False).columns(),
-            **spatial("x", (k,), 0),
-            **spatial("y", (n,), 0),
-            "x_c": 1,
-            "y_c": 1,
-            "batch": 1,
-            "groups": 1,
-            "group_in": k,
-            "group_out": n,
-            "x": source.at(a * m * k, ()),
-            "y": target.at(number * m * n * size, ()),
-            "weight": draft.constants.add(matrix.T),
-            "x_zero": instr.int("x_zero") + draft.sign(instr.inputs[0]),
-            **draft.scratch(conv_scratch_bytes(k, n)),
-            **ending,
-        }
-        draft.row("conv", columns, m * n * k // MAC_WORK)
+        x = source.at(a * m * k, ())
+        y = target.at(number * m * n * target.dtype.itemsize, ())
+        if k == 0 or not _product(draft, instr, matrices[b], m, (x, y)):
+            _product_of_any(draft, instr, matrices[b], m, (x, y))
+
+
+def _product(draft: Draft, instr: Instr, matrix: Array, m: int, places: tuple[View, View]) -> bool:
+    """A row of a fast kernel, if one can compute this."""
+    k, n = matrix.shape
+    layer = plan_conv.Layer(
+        matrix.T[None, :, None, None],
+        _biases(instr, n),
+        instr.int("x_zero") + draft.sign(instr.inputs[0]),
+        Image(1, k, (m, 1), (m * k, 1, (k, k))),
+        Image(1, n, (m, 1), (m * n, 1, (n, n))),
+        Window((m, 1), (1, 1), (1, 1), (1, 1), (0, 0), (m, 1), padded=False),
+    )
+    return _layer(draft, instr, layer, places)
+
+
+def _product_of_any(
+    draft: Draft, instr: Instr, matrix: Array, m: int, places: tuple[View, View]
+) -> None:
+    """A row of the kernel for all weights and CPUs."""
+    k, n = matrix.shape
+    columns: dict[str, Cell] = {
+        **Window((m,), (1,), (1,), (1,), (0,), (m,), padded=False).columns(),
+        **spatial("x", (k,), 0),
+        **spatial("y", (n,), 0),
+        "x_c": 1,
+        "y_c": 1,
+        "batch": 1,
+        "groups": 1,
+        "group_in": k,
+        "group_out": n,
+        "x": places[0],
+        "y": places[1],
+        "weight": draft.constants.add(matrix.T),
+        "x_zero": instr.int("x_zero") + draft.sign(instr.inputs[0]),
+        **draft.scratch(conv_scratch_bytes(k, n)),
+        **_ending(draft, instr, n),
+        "bias": _bias(draft, instr, n),
+    }
+    draft.row("conv", columns, m * n * k // MAC_WORK)
 
 
 def _matrices(a: Shape, b: Shape) -> tuple[Shape, Shape, Shape]:
