@@ -56,7 +56,10 @@ def _copy(
 
 
 def copies(rng: np.random.Generator) -> Iterator[Arguments]:
-    """Contiguous, transposed, flipped, broadcast, scattered; each width; with and without table."""
+    """Contiguous, transposed, flipped, broadcast, scattered; each width; with and without table.
+
+    Transpositions of bytes have sides of full and of broken blocks, and few lines that become one.
+    """
     for width in (1, 4, 8):
         yield _copy(rng, (77,), width=width)
         yield _copy(rng, (0, 5), width=width)
@@ -67,6 +70,10 @@ def copies(rng: np.random.Generator) -> Iterator[Arguments]:
         yield _copy(rng, (3, 4, 19), width=width, flip=1)
         yield _spread(_copy(rng, (3, 4, 19), width=width))
         yield _broadcast(_copy(rng, (3, 4, 19), width=width))
+    for shape in ((2, 150, 3), (2, 133, 4), (64, 3), (63, 4), (2, 130, 19), (1, 70, 16), (70, 15)):
+        order = (*range(len(shape) - 2), len(shape) - 1, len(shape) - 2)
+        yield _copy(rng, shape, order)
+        yield _copy(rng, (*shape[:-2], shape[-1], shape[-2]), order)
     yield _copy(rng, (2, 35, 67), (0, 2, 1), table=True)
     yield _copy(rng, (3, 4, 19), table=True)
     yield _columns(_copy(rng, (1, 40, 70)))

@@ -79,7 +79,24 @@ SHAPES = (
     ((2, 3, 4, 35), ((2, 5), (3, 4))),
     ((2, 1, 3, 2, 3, 17), ((1, 3), (0, 4, 5))),
     ((2, 3, 1, 2, 3, 1), ((), ())),
+    ((64,), ((), ())),
+    ((300,), ((), ())),
+    ((5, 64), ((), (4,))),
+    ((2, 7, 150), ((4,), ())),
+    ((3, 130), ((), (5,))),
+    ((3, 70), ((5,), (4,))),
+    ((70,), ((5,), (5,))),
 )
+ROUGH = (
+    (pair.ADD, {"multiplier_a": (1 << 31) - 1}),
+    (pair.ADD, {"multiplier_b": 1 - (1 << 31), "rounding": (1 << 46) - 1}),
+    (pair.ADD, {"multiplier_a": 40000, "multiplier_b": -40000, "rounding": -99999, "shift": 15}),
+    (pair.ADD, {"multiplier_a": 40000, "multiplier_b": -32769, "rounding": -99999, "shift": 16}),
+    (pair.ADD, {"multiplier_a": 1 << 30, "multiplier_b": 1 << 30, "rounding": 5, "shift": 50}),
+    (pair.MUL, {"multiplier_a": 1 << 30, "rounding": 3, "shift": 10}),
+    (pair.MUL, {"multiplier_a": -3, "rounding": 500, "shift": 4}),
+)
+"""Numbers that vectors cannot take, or just can."""
 
 
 def pairs(rng: np.random.Generator) -> Iterator[Arguments]:
@@ -88,6 +105,12 @@ def pairs(rng: np.random.Generator) -> Iterator[Arguments]:
         for shape, broadcast in SHAPES:
             yield _call(rng, shape, broadcast, op, form)
     yield _strided(rng)
+    for op, numbers in ROUGH:
+        for broadcast in (((), ()), ((), (5,))):
+            arguments = _call(rng, (3, 67), broadcast, op)
+            for name, number in numbers.items():
+                arguments[0][1 + pair.COLUMNS.index(name)] = number
+            yield arguments
 
 
 def _strided(rng: np.random.Generator) -> Arguments:

@@ -56,6 +56,14 @@ WINDOWS = (
     Window(0, 2, (1, 5, 5), (1, 2, 2)),
 )
 
+MANY_CHANNELS = (
+    Window(1, 64, (1, 7, 20), (1, 3, 3), (1, 2, 2), pads=(0, 1, 1), pads_after=(0, 1, 1)),
+    Window(2, 70, (1, 4, 9), (1, 2, 2), (1, 1, 1), (1, 1, 3), (0, 0, 1), (0, 0, 2)),
+    Window(1, 40, (3, 5, 6), (2, 3, 3), (1, 1, 1), (1, 2, 1), (0, 2, 0), (1, 2, 0)),
+    Window(1, 19, (1, 2, 3), (1, 1, 1), (1, 2, 3), pads=(0, 1, 2), pads_after=(0, 3, 5)),
+)
+"""Of the largest code, channels of a vector and more."""
+
 
 def strides(window: Window, size: Triple, channels_last: bool) -> tuple[int, ...]:
     """Element strides n, c, d, h, w of a contiguous map."""
@@ -99,7 +107,7 @@ def max_pools(rng: np.random.Generator) -> Iterator[Arguments]:
     """One to three axes, strides, dilations, uneven pads, windows without a pixel, both layouts."""
     beyond = Window(1, 3, (1, 2, 2), (1, 1, 1), (1, 2, 2), (1, 1, 1), (0, 1, 1), (0, 2, 2))
     for channels_last in (False, True):
-        for window in (*WINDOWS, beyond):
+        for window in (*WINDOWS, *MANY_CHANNELS, beyond):
             for empty in (0, 77):
                 yield _max(rng, window, channels_last, empty)
 

@@ -13,7 +13,6 @@ import numpy.typing as npt
 
 from onnxptq.kernels import epilogue, requantize
 from onnxptq.kernels import microkernel as mk
-from onnxptq.kernels.accumulate import write_accumulators
 from onnxptq.kernels.jit import lean_jit
 from onnxptq.kernels.requantize import requantize_row, requantize_row_naive
 from onnxptq.kernels.share import share, share_naive
@@ -322,6 +321,9 @@ def finish(
     each = (row[GROUP_OUT] + LANES - 1) // LANES
     params = row[PARAMS] + (group * each + first // LANES) * epilogue.PARAMS_BYTES
     channel = group * row[GROUP_OUT] + first
+    if row[REAL_ACC] != 0:
+        _write_sums(row, arena, consts, acc, rows, places, params, channel, outs)
+        return
     if row[FIXED] == 0:
         _finish_slowly(row, arena, consts, acc, rows, places, params, channel, outs)
         return
@@ -388,7 +390,7 @@ def _finish_slowly(
     channel: int,
     outs: int,
 ) -> None:
-    """`finish` for accumulators as they are and for all forms of requantize.py."""
+    """`finish` for all forms of requantize.py."""
     stride = 64 * ((outs + LANES - 1) // LANES)
     table = arena[places : places + 8 * rows].view(np.int64)
     for i in range(rows):
@@ -398,10 +400,34 @@ def _finish_slowly(
         for o in range(outs):
             at = params + o // LANES * epilogue.PARAMS_BYTES + 4 * (o % LANES)
             sums[o] = np.int32(sums[o] + consts[at : at + 4].view(np.int32)[0])
-        if row[REAL_ACC] != 0:
-            write_accumulators(sums, row[Y], table[i] + channel, 1, arena)
-        else:
-            requantize_row(sums, channel, outs, arena, row[Y] + table[i] + channel, 1, row, consts)
+        requantize_row(sums, channel, outs, arena, row[Y] + table[i] + channel, 1, row, consts)
+
+
+@lean_jit
+def _write_sums(
+    row: I64,
+    arena: U8,
+    consts: U8,
+    acc: int,
+    rows: int,
+    places: int,
+    params: int,
+    channel: int,
+    outs: int,
+) -> None:
+    """`finish` for accumulators as they are."""
+    vectors = (outs + LANES - 1) // LANES
+    memory, numbers = arena.ctypes.data, consts.ctypes.data + params
+    for v in range(vectors):
+        epilogue.write_sums(
+            memory + acc + 64 * v,
+            64 * vectors,
+            rows,
+            memory + places,
+            numbers + v * epilogue.PARAMS_BYTES,
+            memory + row[Y] + 4 * (channel + LANES * v),
+            min(LANES, outs - LANES * v),
+        )
 
 
 @lean_jit

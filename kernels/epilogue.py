@@ -219,6 +219,13 @@ def _if_there(builder: mk.Builder, place: mk.Vector):
     return builder.if_then(builder.icmp_signed(">=", place, mk.number(0)), likely=True)
 
 
+def _mask(builder: mk.Builder, count: mk.Vector) -> mk.Vector:
+    """The first `count` of 16 lanes."""
+    lanes = mk.ir.Constant(mk.ACC, list(range(LANES)))
+    few = mk.splat(builder, builder.trunc(count, mk.I32), mk.ACC)
+    return builder.icmp_signed("<", lanes, few)
+
+
 _TILE = ("acc", "stride", "rows", "places", "params", "lo", "hi", "y")
 _SUM = ("addend", "sum_params")
 
@@ -286,9 +293,7 @@ def requantize_few(builder: mk.Builder, *values: mk.Vector) -> None:
     acc, stride, rows, places, params, lo, hi, y, addend, sum_params, count = values
     numbers, limits = _Numbers(builder, params), _Limits(builder, lo, hi)
     total = _Sum(builder, sum_params)
-    lanes = mk.ir.Constant(mk.ACC, list(range(LANES)))
-    few = mk.splat(builder, builder.trunc(count, mk.I32), mk.ACC)
-    mask = builder.icmp_signed("<", lanes, few)
+    mask = _mask(builder, count)
     alone = builder.icmp_signed("==", addend, mk.number(0))
     readable = builder.select(alone, y, addend)
 
@@ -308,6 +313,28 @@ def requantize_few(builder: mk.Builder, *values: mk.Vector) -> None:
                 mask,
             ]
             mk.call(builder, "llvm.masked.store.v16i8.p0", mk.ir.VoidType(), arguments)
+        return []
+
+    mk.loop(builder, rows, [], body)
+
+
+@mk.microkernel("acc", "stride", "rows", "places", "params", "y", "count")
+def write_sums(builder: mk.Builder, *values: mk.Vector) -> None:
+    """Write acc[i] + bias, of the first `count` of 16 channels, to element places[i] ... of y, i32.
+
+    The rest as in `requantize_few`.
+    """
+    acc, stride, rows, places, params, y, count = values
+    bias, mask = mk.load(builder, params, mk.ACC), _mask(builder, count)
+
+    def body(builder: mk.Builder, turn: mk.Vector, _: Sequence[mk.Vector]) -> list[mk.Vector]:
+        place = _place(builder, places, turn)
+        with _if_there(builder, place):
+            sums = mk.load(builder, builder.add(acc, builder.mul(turn, stride)), mk.ACC)
+            to = builder.add(y, builder.mul(place, mk.number(4)))
+            pointer = builder.inttoptr(to, mk.ACC.as_pointer())
+            arguments = [builder.add(sums, bias), pointer, mk.ir.Constant(mk.I32, 1), mask]
+            mk.call(builder, "llvm.masked.store.v16i32.p0", mk.ir.VoidType(), arguments)
         return []
 
     mk.loop(builder, rows, [], body)

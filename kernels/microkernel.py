@@ -146,37 +146,94 @@ def _dot4_words(builder: Builder, acc: Vector, codes: Vector, weights: Vector) -
     even = (builder.and_(x, constant(255, words)), builder.ashr(builder.shl(w, eight), eight))
     odd = (builder.lshr(x, eight), builder.ashr(w, eight))
     for left, right in (even, odd):
-        acc = builder.add(acc, _pair_sums(builder, left, right))
+        acc = builder.add(acc, pair_sums(builder, left, right))
     return acc
 
 
-def _pair_sums(builder: Builder, left: Vector, right: Vector) -> Vector:
-    """Sums of two products of int16 each, as int32."""
+def _halves(builder: Builder, values: Sequence[Vector]) -> list[list[Vector]]:
+    """The low halves of some vectors, and their high ones."""
+    size = values[0].type.count
+    return [
+        [shuffled(builder, value, value, range(first, first + size // 2)) for value in values]
+        for first in (0, size // 2)
+    ]
+
+
+def _by_halves(builder: Builder, name: str, values: Sequence[Vector], kind: Any) -> Vector:
+    """Call an intrinsic of 256 bits for both halves; `kind` is what it gives."""
+    low, high = (call(builder, name, kind, half) for half in _halves(builder, values))
+    return shuffled(builder, low, high, range(2 * kind.count))
+
+
+def pair_sums(builder: Builder, left: Vector, right: Vector) -> Vector:
+    """Sums of two products each: 32 x i16 and 32 x i16 give 16 x i32."""
+    if target.HAS_VNNI:
+        return call(builder, "llvm.x86.avx512.pmaddw.d.512", ACC, [left, right])
     if target.HAS_AVX2:
-        half, kind = LANES, ir.VectorType(I32, LANES // 2)
-        sums = [
-            call(
-                builder,
-                "llvm.x86.avx2.pmadd.wd",
-                kind,
-                [
-                    shuffled(builder, value, value, range(first, first + half))
-                    for value in (left, right)
-                ],
-            )
-            for first in (0, half)
-        ]
-        return shuffled(builder, sums[0], sums[1], range(LANES))
-    wide = ir.VectorType(I32, LANES)
+        kind = ir.VectorType(I32, LANES // 2)
+        return _by_halves(builder, "llvm.x86.avx2.pmadd.wd", [left, right], kind)
     total = None
     for first in (0, 1):
         lanes = range(first, 2 * LANES, 2)
         x, w = (
-            builder.sext(shuffled(builder, value, value, lanes), wide) for value in (left, right)
+            builder.sext(shuffled(builder, value, value, lanes), ACC) for value in (left, right)
         )
         product = builder.mul(x, w)
         total = product if total is None else builder.add(total, product)
     return total
+
+
+def high_product(builder: Builder, left: Vector, right: Vector) -> Vector:
+    """The high 16 bits of the products of 32 x i16."""
+    wide = ir.VectorType(I32, left.type.count)
+    product = builder.mul(builder.sext(left, wide), builder.sext(right, wide))
+    return builder.trunc(builder.lshr(product, constant(16, wide)), left.type)
+
+
+def unpacked(builder: Builder, one: Vector, other: Vector, block: int) -> list[Vector]:
+    """Lanes of two vectors in turn: the low halves of each block of lanes, and the high ones."""
+    size = one.type.count
+    return [
+        shuffled(
+            builder,
+            one,
+            other,
+            [
+                lane
+                for first in range(half, size, block)
+                for i in range(block // 2)
+                for lane in (first + i, size + first + i)
+            ],
+        )
+        for half in (0, block // 2)
+    ]
+
+
+def packed(builder: Builder, fours: Sequence[Vector]) -> Vector:
+    """Codes of four vectors of 16 x i32, clipped to 0 .. 255: in each 16 bytes four of each."""
+    words, codes = ir.VectorType(I16, 2 * LANES), BYTES
+    pairs = (fours[:2], fours[2:])
+    if target.HAS_VNNI:
+        halves = [call(builder, "llvm.x86.avx512.packssdw.512", words, pair) for pair in pairs]
+        return call(builder, "llvm.x86.avx512.packuswb.512", codes, halves)
+    if target.HAS_AVX2:
+        words, codes = ir.VectorType(I16, LANES), ir.VectorType(I8, 2 * LANES)
+        halves = [_by_halves(builder, "llvm.x86.avx2.packssdw", pair, words) for pair in pairs]
+        return _by_halves(builder, "llvm.x86.avx2.packuswb", halves, codes)
+    small: list[Vector] = []
+    for vector in fours:
+        low, high = constant(0, ACC), constant(255, ACC)
+        raised = builder.select(builder.icmp_signed(">", vector, low), vector, low)
+        clipped = builder.select(builder.icmp_signed("<", raised, high), raised, high)
+        small.append(builder.trunc(clipped, ir.VectorType(I8, LANES)))
+    halves = [shuffled(builder, *small[i : i + 2], range(2 * LANES)) for i in (0, 2)]
+    order = [
+        LANES * vector + 4 * block + i
+        for block in range(4)
+        for vector in range(4)
+        for i in range(4)
+    ]
+    return shuffled(builder, *halves, order)
 
 
 @microkernel("to", "source", "count")

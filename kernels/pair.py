@@ -5,11 +5,16 @@ fixed-point form, or the table, equal to onnxruntime's float formula on all pair
 
 Times of `pair` (200,704 elements, ns each, one core of a Xeon with AVX-512, 2026-11):
     add 0.21, mul 0.25 (0.35 with a factor a channel), min 0.03, add by table 0.83
+    in vectors of 64 codes, where lines are as long: add 0.075, by sums of two products of 16 bits;
+    mul 0.17 (also with a factor a channel), by products of 32 bits
 """
+
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
+from onnxptq.kernels import microkernel as mk
 from onnxptq.kernels.jit import lean_jit
 from onnxptq.kernels.share import share
 
@@ -85,6 +90,17 @@ def pair(row: I64, arena: U8, consts: U8, thread: int, n_threads: int) -> None:
         i = at - line * length
         a_at = row[A] + _offset(row, A0, line) + i * row[A5]
         b_at = row[B] + _offset(row, B0, line) + i * row[B5]
+        # Whole lines of the last but one axis go to the vectors together.
+        whole = min(row[N4] - line % row[N4], (stop - at) // length)
+        if i == 0 and whole > 0:
+            places = (a_at, b_at, row[Y] + at)
+            together = whole if row[A5] == 1 and row[B5] == 1 else 1
+            if _vectors(row, arena, places, length, together):
+                at += together * length
+                continue
+        elif _vectors(row, arena, (a_at, b_at, row[Y] + at), min(length - i, stop - at), 1):
+            at += min(length - i, stop - at)
+            continue
         # Along the last but one axis only the strides are added: dividing for each line is slow.
         for _ in range(line % row[N4], row[N4]):
             count = min(length - i, stop - at)
@@ -129,6 +145,206 @@ def _line(row: I64, arena: U8, consts: U8, a_at: int, b_at: int, y_at: int, coun
         _mul(row, a, b, y, a_step, b_step)
     else:
         _add(row, a, b, y, a_step, b_step)
+
+
+TOGETHER = 64
+"""Codes that a microkernel makes at a time."""
+WORDS = mk.ir.VectorType(mk.I16, 2 * mk.LANES)
+_PLACES = ("a", "b", "y", "rounds", "lines", "a_line", "b_line", "y_line", "lo", "hi")
+
+
+def _update_lines(
+    builder: mk.Builder,
+    places: Sequence[mk.Vector],
+    numbers: Callable[[mk.Vector, mk.Vector], list[mk.Vector]],
+) -> None:
+    """Walk over lines of a, b and y, 64 codes a round; `places` is _PLACES.
+
+    `numbers` makes four vectors of 16 numbers, in the order of `mk.packed`, of 64 codes each of a
+    and b. They are clipped to the limits and written.
+    """
+    *starts, rounds, lines, a_line, b_line, y_line = places[:-2]
+    lo, hi = (mk.splat(builder, builder.trunc(limit, mk.I8), mk.BYTES) for limit in places[-2:])
+
+    def line(builder: mk.Builder, turn: mk.Vector, _: Sequence[mk.Vector]) -> list[mk.Vector]:
+        begins = [
+            builder.add(start, builder.mul(turn, step))
+            for start, step in zip(starts, (a_line, b_line, y_line), strict=True)
+        ]
+
+        def body(builder: mk.Builder, turn: mk.Vector, _: Sequence[mk.Vector]) -> list[mk.Vector]:
+            offset = builder.mul(turn, mk.number(TOGETHER))
+            a, b, y = (builder.add(begin, offset) for begin in begins)
+            found = numbers(mk.load(builder, a, mk.BYTES), mk.load(builder, b, mk.BYTES))
+            codes = mk.packed(builder, found)
+            codes = builder.select(builder.icmp_unsigned(">", codes, lo), codes, lo)
+            codes = builder.select(builder.icmp_unsigned("<", codes, hi), codes, hi)
+            mk.store(builder, codes, y)
+            return []
+
+        mk.loop(builder, rounds, [], body)
+        return []
+
+    mk.loop(builder, lines, [], line)
+
+
+@mk.microkernel(*_PLACES, "low", "high", "rounding_low", "rounding_high", "shift")
+def _sums(builder: mk.Builder, *values: mk.Vector) -> None:
+    """Fixed-point sums in int32.
+
+    Multipliers and rounding have a low and a high digit, to base 2^16: a sum of high digits plus
+    what a sum of low ones carries is the whole sum >> 16.
+    """
+    low, high, less, more, shift = (
+        mk.splat(builder, builder.trunc(number, mk.I32), mk.ACC) for number in values[-5:]
+    )
+    low, high = builder.bitcast(low, WORDS), builder.bitcast(high, WORDS)
+
+    def total(pairs: mk.Vector) -> mk.Vector:
+        pairs = builder.bitcast(pairs, WORDS)
+        carried = builder.add(mk.pair_sums(builder, pairs, low), less)
+        carried = builder.ashr(carried, mk.constant(16, mk.ACC))
+        rest = builder.add(mk.pair_sums(builder, pairs, high), more)
+        return builder.ashr(builder.add(rest, carried), shift)
+
+    def numbers(a: mk.Vector, b: mk.Vector) -> list[mk.Vector]:
+        zero = mk.constant(0, mk.BYTES)
+        both = mk.unpacked(builder, a, b, 16)
+        return [total(pairs) for half in both for pairs in mk.unpacked(builder, half, zero, 16)]
+
+    _update_lines(builder, values[:-5], numbers)
+
+
+@mk.microkernel(*_PLACES, "a_zero", "b_zero", "multiplier", "rounding", "shift")
+def _products(builder: mk.Builder, *values: mk.Vector) -> None:
+    """Fixed-point products, whose numbers fit 32 bits before they are clipped."""
+    zeros = [mk.splat(builder, builder.trunc(zero, mk.I16), WORDS) for zero in values[-5:-3]]
+    multiplier, rounding, shift = (mk.splat(builder, n, mk.LONGS) for n in values[-3:])
+    bits = mk.constant(32, mk.LONGS)
+    multiplier = builder.ashr(builder.shl(multiplier, bits), bits)
+
+    def scaled(longs: mk.Vector) -> mk.Vector:
+        result = builder.ashr(builder.add(builder.mul(longs, multiplier), rounding), shift)
+        return builder.bitcast(result, mk.ACC)
+
+    def number(product: mk.Vector) -> mk.Vector:
+        longs = builder.bitcast(product, mk.LONGS)
+        even = scaled(builder.ashr(builder.shl(longs, bits), bits))
+        odd = scaled(builder.ashr(longs, bits))
+        lanes = [lane for i in range(0, mk.LANES, 2) for lane in (i, mk.LANES + i)]
+        return mk.shuffled(builder, even, odd, lanes)
+
+    def numbers(a: mk.Vector, b: mk.Vector) -> list[mk.Vector]:
+        zero, found = mk.constant(0, mk.BYTES), list[mk.Vector]()
+        wide = (mk.unpacked(builder, codes, zero, 16) for codes in (a, b))
+        for one, other in zip(*wide, strict=True):
+            left, right = (
+                builder.sub(builder.bitcast(half, WORDS), less)
+                for half, less in zip((one, other), zeros, strict=True)
+            )
+            low, high = builder.mul(left, right), mk.high_product(builder, left, right)
+            found += [number(pairs) for pairs in mk.unpacked(builder, low, high, 8)]
+        return found
+
+    _update_lines(builder, values[:-5], numbers)
+
+
+@lean_jit
+def _vector_sums(
+    row: I64, arena: U8, places: tuple[int, int, int], size: int, lines: int, lone: int
+) -> bool:
+    """Lines of at least 64 codes; False, and nothing is done, where digits do not fit 16 bits.
+
+    `lone` is 1 where an operand stays the same along a line, and is part of the rounding.
+    """
+    a_at, b_at, y_at = places
+    m_a, m_b, rounding = row[MULTIPLIER_A], row[MULTIPLIER_B], row[ROUNDING]
+    if lone != 0 and row[B5] == 0:
+        rounding += arena[b_at] * m_b
+        b_at, m_b = a_at, 0
+    elif lone != 0:
+        rounding += arena[a_at] * m_a
+        a_at, m_a = b_at, 0
+    a_high, b_high = (m_a + 0x8000) >> 16, (m_b + 0x8000) >> 16
+    rest, shift = rounding >> 16, row[SHIFT] - 16
+    if shift < 0 or max(abs(a_high), abs(b_high)) > 0x7FFF or abs(rest) >= 1 << 30:
+        return False
+    low = ((m_b & 0xFFFF) << 16) | (m_a & 0xFFFF)
+    high = ((b_high & 0xFFFF) << 16) | (a_high & 0xFFFF)
+    done = 0
+    while done < size:
+        # The last codes are made again where they do not fill a round.
+        first = arena.ctypes.data + min(done, size - TOGETHER)
+        rounds = max((size - done) // TOGETHER, 1)
+        _sums(
+            first + a_at,
+            first + b_at,
+            first + y_at,
+            rounds,
+            lines,
+            row[A4],
+            row[B4],
+            size,
+            row[LO],
+            row[HI],
+            low,
+            high,
+            rounding & 0xFFFF,
+            rest,
+            min(shift, 31),
+        )
+        done += rounds * TOGETHER
+    return True
+
+
+@lean_jit
+def _vector_products(
+    row: I64, arena: U8, places: tuple[int, int, int], size: int, lines: int
+) -> bool:
+    """Lines of at least 64 codes; False, and nothing is done, where numbers do not fit 32 bits."""
+    a_at, b_at, y_at = places
+    most = 255 * 255 * abs(row[MULTIPLIER_A]) + abs(row[ROUNDING])
+    if most >> row[SHIFT] >= 1 << 31:
+        return False
+    done = 0
+    while done < size:
+        first = arena.ctypes.data + min(done, size - TOGETHER)
+        rounds = max((size - done) // TOGETHER, 1)
+        _products(
+            first + a_at,
+            first + b_at,
+            first + y_at,
+            rounds,
+            lines,
+            row[A4],
+            row[B4],
+            size,
+            row[LO],
+            row[HI],
+            row[A_ZERO],
+            row[B_ZERO],
+            row[MULTIPLIER_A],
+            row[ROUNDING],
+            row[SHIFT],
+        )
+        done += rounds * TOGETHER
+    return True
+
+
+@lean_jit
+def _vectors(row: I64, arena: U8, places: tuple[int, int, int], size: int, lines: int) -> bool:
+    """Lines by microkernels; False, and nothing is done, where there is none for them."""
+    if row[FORM] == BY_TABLE or row[OP] > MUL or size < TOGETHER or row[A5] + row[B5] == 0:
+        return False
+    if row[A5] > 1 or row[B5] > 1:
+        return False
+    if row[A5] == 1 and row[B5] == 1:
+        if row[OP] == ADD:
+            return _vector_sums(row, arena, places, size, lines, 0)
+        return _vector_products(row, arena, places, size, lines)
+    if row[OP] == ADD and lines == 1:
+        return _vector_sums(row, arena, places, size, lines, 1)
+    return False
 
 
 @lean_jit

@@ -152,13 +152,10 @@ def _conv_u8s8(draft: Draft, instr: Instr, image: Image, window: Window, weight:
     shape = image_shape(instr, image, (weight.shape[0], *window.out))
     if len(window.kernel) != 2 or math.prod(shape) == 0:
         return False
-    groups, filters = instr.int("group"), weight.shape[0]
-    bias = instr.arrays.get("bias")
-    bias = np.zeros(filters, np.int32) if bias is None else bias.reshape(-1).astype(np.int32)
-    grouped = weight.reshape(groups, filters // groups, *weight.shape[1:])
+    grouped = weight.reshape(instr.int("group"), -1, *weight.shape[1:])
     layer = plan_conv.Layer(
         np.moveaxis(grouped, 2, -1),
-        _each(bias, filters),
+        _biases(instr, weight.shape[0]),
         instr.int("x_zero") + draft.sign(instr.inputs[0]),
         image,
         Image.of_shape(shape, is_channels_last(instr)),
@@ -166,22 +163,46 @@ def _conv_u8s8(draft: Draft, instr: Instr, image: Image, window: Window, weight:
     )
     if not plan_conv.fits(layer):
         return False
-    found, numbers = instr.requant, None
-    if found is not None:
-        assert isinstance(found, Requant)
-        stored = fixed_point_numbers(found, filters, draft.sign(instr.outputs[0]))
-        numbers = plan_conv.fixed_point(layer, found, stored)
+    numbers = _fixed_point(draft, instr, layer)
+    places = _joined_sum(draft, instr, shape) if numbers else {}
+    if not places:
+        places = {"y": draft.make(instr.outputs[0], shape)}
+    places["x"] = draft.read(instr.inputs[0])
+    _layer(draft, instr, layer, numbers, places)
+    return True
+
+
+def _biases(instr: Instr, channels: int) -> Array:
+    bias = instr.arrays.get("bias")
+    bias = np.zeros(channels, np.int32) if bias is None else bias.reshape(-1).astype(np.int32)
+    return _each(bias, channels)
+
+
+def _fixed_point(draft: Draft, instr: Instr, layer: plan_conv.Layer) -> dict[str, Array] | None:
+    """The numbers of the epilogue, where it can make the codes."""
+    if instr.requant is None:
+        return None
+    assert isinstance(instr.requant, Requant)
+    sign = draft.sign(instr.outputs[0])
+    stored = fixed_point_numbers(instr.requant, layer.bias.size, sign)
+    return plan_conv.fixed_point(layer, instr.requant, stored)
+
+
+def _layer(
+    draft: Draft,
+    instr: Instr,
+    layer: plan_conv.Layer,
+    numbers: dict[str, Array] | None,
+    places: dict[str, Cell],
+) -> None:
+    """A row of the fastest kernel for a layer; `places` has x, y and what a sum reads."""
     layout = plan_conv.choose(layer)
     columns: dict[str, Cell] = {
-        "x": draft.read(instr.inputs[0]),
         **plan_conv.columns(draft, layer, layout, numbers),
-        **_ending(draft, instr, filters),
-        **(_joined_sum(draft, instr, shape) if numbers else {}),
+        **_ending(draft, instr, layer.bias.size),
+        **places,
     }
-    if "y" not in columns:
-        columns["y"] = draft.make(instr.outputs[0], shape)
     draft.row(layout.kernel, columns, plan_conv.work_of(layer, layout))
-    return True
 
 
 def _joined_sum(draft: Draft, instr: Instr, shape: Shape) -> dict[str, Cell]:
@@ -211,34 +232,61 @@ def matmul(draft: Draft, instr: Instr) -> None:
     if math.prod(b_shape[:-2]) == 1:  # one matrix for all rows
         a_shape = (math.prod(a_shape[:-1]), a_shape[-1])
         b_shape = b_shape[-2:]
-    k, n = b_shape[-2:]
-    weight = weight.reshape(b_shape)
+    m, (k, n) = a_shape[-2], b_shape[-2:]
+    if m * n == 0:
+        return
+    matrices = weight.reshape(-1, k, n)
     stack = np.broadcast_shapes(a_shape[:-2], b_shape[:-2])
-    m = a_shape[-2]
-    ending = _ending(draft, instr, n) | {"bias": _bias(draft, instr, n)}
     for number, (a, b) in enumerate(_stacked(a_shape[:-2], b_shape[:-2], stack)):
-        matrix = weight.reshape(-1, k, n)[b]
-        if m * n == 0:
-            continue
-        size = target.dtype.itemsize
-        columns: dict[str, Cell] = {
-            **Window((m,), (1,), (1,), (1,), (0,), (m,), padded=False).columns(),
-            **spatial("x", (k,), 0),
-            **spatial("y", (n,), 0),
-            "x_c": 1,
-            "y_c": 1,
-            "batch": 1,
-            "groups": 1,
-            "group_in": k,
-            "group_out": n,
-            "x": source.at(a * m * k, ()),
-            "y": target.at(number * m * n * size, ()),
-            "weight": draft.constants.add(matrix.T),
-            "x_zero": instr.int("x_zero") + draft.sign(instr.inputs[0]),
-            **draft.scratch(conv_scratch_bytes(k, n)),
-            **ending,
-        }
-        draft.row("conv", columns, m * n * k // MAC_WORK)
+        x = source.at(a * m * k, ())
+        y = target.at(number * m * n * target.dtype.itemsize, ())
+        if k == 0 or not _product(draft, instr, matrices[b], m, (x, y)):
+            _product_of_any(draft, instr, matrices[b], m, (x, y))
+
+
+def _product(draft: Draft, instr: Instr, matrix: Array, m: int, places: tuple[View, View]) -> bool:
+    """A row of a fast kernel, if one can compute this."""
+    k, n = matrix.shape
+    layer = plan_conv.Layer(
+        matrix.T[None, :, None, None],
+        _biases(instr, n),
+        instr.int("x_zero") + draft.sign(instr.inputs[0]),
+        Image(1, k, (m, 1), (m * k, 1, (k, k))),
+        Image(1, n, (m, 1), (m * n, 1, (n, n))),
+        Window((m, 1), (1, 1), (1, 1), (1, 1), (0, 0), (m, 1), padded=False),
+    )
+    if not plan_conv.fits(layer):
+        return False
+    numbers = _fixed_point(draft, instr, layer)
+    both: dict[str, Cell] = {"x": places[0], "y": places[1]}
+    _layer(draft, instr, layer, numbers, both)
+    return True
+
+
+def _product_of_any(
+    draft: Draft, instr: Instr, matrix: Array, m: int, places: tuple[View, View]
+) -> None:
+    """A row of the kernel for all weights and CPUs."""
+    k, n = matrix.shape
+    columns: dict[str, Cell] = {
+        **Window((m,), (1,), (1,), (1,), (0,), (m,), padded=False).columns(),
+        **spatial("x", (k,), 0),
+        **spatial("y", (n,), 0),
+        "x_c": 1,
+        "y_c": 1,
+        "batch": 1,
+        "groups": 1,
+        "group_in": k,
+        "group_out": n,
+        "x": places[0],
+        "y": places[1],
+        "weight": draft.constants.add(matrix.T),
+        "x_zero": instr.int("x_zero") + draft.sign(instr.inputs[0]),
+        **draft.scratch(conv_scratch_bytes(k, n)),
+        **_ending(draft, instr, n),
+        "bias": _bias(draft, instr, n),
+    }
+    draft.row("conv", columns, m * n * k // MAC_WORK)
 
 
 def _matrices(a: Shape, b: Shape) -> tuple[Shape, Shape, Shape]:
