@@ -19,7 +19,17 @@ from onnxptq.runtime import (
     plan_movement,
     plan_resize,
 )
-from onnxptq.runtime.draft import I64, SCRATCH, U8, Array, Draft, IslandCall, RowDraft, Shape
+from onnxptq.runtime.draft import (
+    I64,
+    SCRATCH,
+    U8,
+    Array,
+    Draft,
+    IslandCall,
+    Origin,
+    RowDraft,
+    Shape,
+)
 from onnxptq.runtime.sessions import Sessions
 
 Planner = Callable[[Draft, Instr], None]
@@ -60,6 +70,8 @@ PLANNERS: dict[str, Planner] = {
     "identity": plan_movement.identity,
 }
 BY_ONNXRUNTIME = ("island", "host")
+ONNXRUNTIME = "onnxruntime"
+"""Who computes an island, where rows have the name of a kernel."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +96,7 @@ class Plan:
         slots: Values in the arena, by id. What only islands read and write is not there.
         fixed: Values that do not depend on the input's values, by id, as ONNX has them.
         images: Offset and content of what lies in the arena before any run.
+        origins: What each row and each island is for, in the order of `steps`.
     """
 
     arena_bytes: int
@@ -94,6 +107,7 @@ class Plan:
     slots: Mapping[int, Slot]
     fixed: Mapping[int, Array]
     images: tuple[tuple[int, Array], ...]
+    origins: tuple[Origin, ...]
 
 
 def make_plan(
@@ -122,7 +136,7 @@ def make_plan(
         examples.shapes[port.value] = input_shapes[port.name]
         if port.value in read:
             draft.make(port.value, input_shapes[port.name])
-    for instr in program.instrs:
+    for draft.instr, instr in enumerate(program.instrs):
         try:
             if instr.op in BY_ONNXRUNTIME:
                 _plan_island(draft, instr, examples, read)
@@ -181,6 +195,7 @@ def _plan_island(draft: Draft, instr: Instr, examples: _Examples, read: set[int]
     inputs = tuple(value for value in instr.inputs if value != ABSENT)
     call = IslandCall(instr.int("island"), inputs, instr.outputs, instr.node)
     draft.steps.append(call)
+    draft.origins.append(Origin(draft.instr, ONNXRUNTIME))
     for value in instr.outputs:
         if value in read:
             draft.make(value, examples.of(value).shape)
@@ -223,6 +238,7 @@ def _finish(draft: Draft, keep_all: bool) -> Plan:
         slots=slots,
         fixed=draft.known,
         images=tuple((offsets[storage], array) for storage, array in draft.images),
+        origins=tuple(draft.origins),
     )
 
 
