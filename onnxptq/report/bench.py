@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -224,10 +225,10 @@ def _contestants(
             if model.network is not None:
                 # At its default options, of spinning too: interleave.py says why.
                 session = ort.session(model.path, threads=count)
-                found[model.name, ONNXRUNTIME, count] = lambda s=session, f=fed: s.run(f)
+                found[model.name, ONNXRUNTIME, count] = partial(session.run, fed)
             if model.program is not None:
                 executor = Executor(model.program, threads=count)
-                found[model.name, EXECUTOR, count] = lambda e=executor, f=fed: e.run(None, f)
+                found[model.name, EXECUTOR, count] = partial(executor.run, None, fed)
     return found
 
 
