@@ -86,6 +86,8 @@ def test_rows_and_ratios_have_the_keys_of_the_contract(
         for threads in (1, 2)
     }
     assert "layers" not in result
+    assert result["runs"] == 3
+    assert "other_cores" in result
 
 
 def test_a_ratio_is_that_of_the_medians(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

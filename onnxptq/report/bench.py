@@ -21,6 +21,7 @@ from onnxptq.report.bench_feeds import FeedOptions, feeds_for
 from onnxptq.report.inputs import PREPROCESS_KEY
 from onnxptq.runtime.execute import Executor
 from onnxptq.runtime.interleave import F64, Ratio, interleaved, ratio
+from onnxptq.runtime.load import OtherLoad
 from onnxptq.runtime.lower import lower
 from onnxptq.runtime.profile import Profile, profile
 
@@ -81,12 +82,14 @@ class Bench:
             where the float model was given too.
         profiles: Layers in the executor, by model.
         runs: Counted runs of each row.
+        other_cores: Cores that other processes used meanwhile; None where the system does not tell.
     """
 
     rows: tuple[BenchRow, ...]
     ratios: Mapping[str, Ratio]
     profiles: Mapping[str, Profile]
     runs: int
+    other_cores: float | None
 
     def answer(self) -> dict[str, Any]:
         """For programs."""
@@ -94,6 +97,7 @@ class Bench:
             "rows": [asdict(row) for row in self.rows],
             "ratios": {key: asdict(value) for key, value in self.ratios.items()},
             "runs": self.runs,
+            "other_cores": self.other_cores,
         }
         if self.profiles:
             told["layers"] = [
@@ -166,25 +170,27 @@ def bench_files(paths: Sequence[Path], options: BenchOptions, progress: Progress
         CalibrationError: The data cannot be read or do not fit.
         SpecError: A free size has no value.
     """
-    models = load(paths)
+    models = open_models(paths)
     feeds = _feeds(models, options.feeds)
     contestants = _contestants(models, feeds, options.threads)
     progress.start("taking turns", options.runs * len(contestants))
+    load = OtherLoad()
     try:
         runs = list(contestants.values())
         seconds = interleaved(runs, options.runs, progress.advance)
     finally:
         progress.finish()
+    others = load.cores()
     times = dict(zip(contestants, seconds, strict=True))
     profiles: dict[str, Profile] = {}
     for model in models:
         if options.layers and model.program is not None:
             profiles[model.name] = profile(model.program, feeds[model.name], LAYER_RUNS)
     rows = tuple(_row(key, found) for key, found in times.items())
-    return Bench(rows, _ratios(models, times), profiles, options.runs)
+    return Bench(rows, _ratios(models, times), profiles, options.runs, others)
 
 
-def load(paths: Sequence[Path]) -> list[Model]:
+def open_models(paths: Sequence[Path]) -> list[Model]:
     """Read the files; what is quantized is lowered, and each file counts once."""
     unique = list(dict.fromkeys(paths))
     names = [path.name for path in unique]

@@ -10,13 +10,15 @@ from onnxptq.report.bench import Bench
 from onnxptq.runtime.interleave import Ratio
 from onnxptq.runtime.profile import LayerTime, Profile
 
+BUSY_CORES = 0.1
+"""Cores of other processes that are worth a note."""
 WIDE = 120
 """Columns from which on the shapes of layers are shown too; JSON and report have them always."""
 
 
 def bench(found: Bench, width: int) -> tuple[RenderableType, ...]:
     """The tables of `bench`, for a window of so many columns."""
-    parts: list[RenderableType] = [_engines(found)]
+    parts: list[RenderableType] = [_engines(found), *_load(found)]
     if found.ratios:
         parts += ["", _ratios(found)]
     for model, profile in found.profiles.items():
@@ -46,6 +48,13 @@ def _engines(found: Bench) -> Table:
         cells = (f"{row.median_ms:.3f}", f"{row.min_ms:.3f}", f"{row.iqr_ms:.3f}")
         table.add_row(Text(row.model), row.engine, str(row.threads), *cells, style=style)
     return table
+
+
+def _load(found: Bench) -> tuple[Text, ...]:
+    cores = found.other_cores
+    if cores is None or cores < BUSY_CORES:
+        return ()
+    return (Text(f"note: other processes used {cores:.1f} cores meanwhile; times suffer from it"),)
 
 
 def _ratios(found: Bench) -> Table:
