@@ -235,7 +235,7 @@ def bench(
     answer.check()
     feeds = FeedOptions(data, preprocess, batch_size, parse_shapes(shape or ()))
     options = BenchOptions(parse_threads(threads), runs, layers, feeds)
-    result = bench_files(models, options, Bar())
+    result = bench_files(models, options, Bar(by_itself=False))
     answer.say(*terminal_bench.bench(result, answer.width))
     answer.answer(result.answer())
 

@@ -12,7 +12,7 @@ from onnxptq.runtime.profile import LayerTime, Profile
 
 BUSY_CORES = 0.1
 """Cores of other processes that are worth a note."""
-WIDE = 120
+WIDE = 150
 """Columns from which on the shapes of layers are shown too; JSON and report have them always."""
 
 
