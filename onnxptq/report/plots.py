@@ -164,9 +164,9 @@ def _roofs(axes: Axes, profile: "Profile", intensities: Sequence[float]) -> None
         axes.plot([lo, corner, hi], [lo * speed, top, top], style, color=_QUIET, linewidth=1.2)
         axes.text(
             lo * 1.2,
-            lo * 1.36 * speed,  # just above its line, and as steep
+            lo * 1.3 * speed,  # just above its line, and as steep there
             f"{read.place}, {speed:.0f} GB/s",
-            rotation=math.degrees(math.atan(speed)),
+            rotation=math.degrees(math.atan(speed * 1.3 / 1.2)),
             rotation_mode="anchor",
             transform_rotates_text=True,
             color=_QUIET,
