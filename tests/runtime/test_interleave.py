@@ -1,7 +1,5 @@
 """Turns are balanced, and the ratio of medians comes with an interval that holds the truth."""
 
-import threading
-import time
 from collections import Counter
 from itertools import pairwise
 
@@ -51,31 +49,61 @@ def test_turns_are_taken_in_these_orders() -> None:
     assert [block[0] for block in blocks] == expected
 
 
-@pytest.mark.usefixtures("quick")
-def test_only_the_last_run_of_a_turn_is_timed() -> None:
-    told: list[int] = []
-    slow_then_fast = iter([0.05] + ([0.02] * interleave.WARM_RUNS + [0.0]) * 3)
+class Clock:
+    """A clock of its own, for a process that computes for `busy` seconds of it."""
 
-    seconds = interleaved([lambda: time.sleep(next(slow_then_fast))], 3, lambda: told.append(1))
+    def __init__(self, busy: float = 0.0) -> None:
+        self.now = 0.0
+        self.busy = busy
 
-    assert seconds.shape == (1, 3)
-    assert seconds.max() < 0.02
+    def perf_counter(self) -> float:
+        return self.now
+
+    def process_time(self) -> float:
+        return min(self.now, self.busy)
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+def test_only_the_last_run_of_a_turn_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, told = Clock(), list[int]()
+    monkeypatch.setattr(interleave, "time", clock)
+    monkeypatch.setattr(interleave, "WARM_SECONDS", 0.0)
+    first, turn = [50.0], [*(2.0,) * interleave.WARM_RUNS, 0.25]
+    runs = iter(first + turn * 3)
+
+    seconds = interleaved([lambda: clock.sleep(next(runs))], 3, lambda: told.append(1))
+
+    assert seconds.tolist() == [[0.25] * 3]
     assert len(told) == 3
 
 
-def test_a_turn_begins_when_no_thread_computes() -> None:
-    end = time.perf_counter() + 0.06
+def test_short_runs_are_repeated_before_one_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, runs = Clock(), list[float]()
+    monkeypatch.setattr(interleave, "time", clock)
 
-    def busy() -> None:
-        while time.perf_counter() < end:
-            sum(range(1000))
+    def run() -> None:
+        runs.append(clock.now)
+        clock.sleep(0.001)
 
-    thread = threading.Thread(target=busy)
-    thread.start()
+    interleaved([run], 1)
+
+    assert len(runs) == pytest.approx(2 + interleave.WARM_SECONDS / 0.001, abs=1)
+
+
+@pytest.mark.parametrize(
+    ("busy", "waited"), [(0.0, 0.001), (0.05, 0.051), (99.0, interleave.MOST_SECONDS_TO_QUIET)]
+)
+def test_a_turn_begins_when_no_thread_computes(
+    busy: float, waited: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock(busy)
+    monkeypatch.setattr(interleave, "time", clock)
+
     settle()
 
-    assert time.perf_counter() >= end - 0.01
-    thread.join()
+    assert clock.now == pytest.approx(waited, abs=0.0015)
 
 
 def test_equal_times_are_a_ratio_of_one() -> None:
