@@ -214,6 +214,33 @@ def verify(
 
 
 @app.command()
+def bench(
+    models: flags.BenchModels,
+    threads: flags.Threads = "1",
+    runs: flags.Runs = 30,
+    data: flags.BenchData = None,
+    batch_size: flags.BenchBatch = 1,
+    shape: flags.Shapes = None,
+    layers: flags.Layers = False,
+    preprocess: flags.Preprocess = None,
+    json: flags.Json = None,
+) -> None:
+    """Measure latency in onnxruntime and in the executor, in turns."""
+    from onnxptq.calibrate.progress import Bar
+    from onnxptq.report import terminal_bench
+    from onnxptq.report.bench import BenchOptions, bench_files, parse_threads
+    from onnxptq.report.bench_feeds import FeedOptions, parse_shapes
+
+    answer = Output(json)
+    answer.check()
+    feeds = FeedOptions(data, preprocess, batch_size, parse_shapes(shape or ()))
+    options = BenchOptions(parse_threads(threads), runs, layers, feeds)
+    result = bench_files(models, options, Bar(by_itself=False))
+    answer.say(*terminal_bench.bench(result, answer.width))
+    answer.answer(result.answer())
+
+
+@app.command()
 def evaluate(
     model: flags.AnyModel,
     data: flags.Data,
@@ -325,6 +352,7 @@ def demo(
         "lint": ["lint", quantized],
         "verify": ["verify", quantized, "--data", test],
         "evaluate": ["evaluate", quantized, "--data", test, "--reference", model],
+        "bench": ["bench", model, quantized, "--data", test],
     }
     answers = {name: _demo_step(name, step, out, answer) for name, step in steps.items()}
     answer.say("", f"the report: {page}")

@@ -92,6 +92,30 @@ EngineFlag = Annotated[
 ]
 QuantizedModel = Annotated[Path, typer.Argument(metavar="Q.onnx", help="A quantized model.")]
 AnyModel = Annotated[Path, typer.Argument(metavar="M.onnx", help="Float or quantized.")]
+BenchModels = Annotated[
+    list[Path],
+    typer.Argument(metavar="M.onnx...", help="Float and quantized models, or programs (.npz)."),
+]
+Threads = Annotated[
+    str, typer.Option("--threads", metavar="N,N", help="Numbers of threads, such as 1,2.")
+]
+Runs = Annotated[int, typer.Option(metavar="N", min=1, help="Counted runs of each.")]
+BenchData = Annotated[
+    str | None,
+    typer.Option("--data", metavar="DATA", help="What to feed. Default: random numbers."),
+]
+BenchBatch = Annotated[int, typer.Option("--batch-size", metavar="N", min=1, help="Samples a run.")]
+Shapes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--shape",
+        metavar="NAME=1x3x224x224",
+        help="Shape of an input with free sizes; repeatable. A free first size is the batch.",
+    ),
+]
+Layers = Annotated[
+    bool, typer.Option("--layers", help="Show each layer of the executor, against this machine.")
+]
 OutputModel = Annotated[
     Path, typer.Option("--output", "-o", metavar="FILE.onnx", help="The file to write.")
 ]

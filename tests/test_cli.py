@@ -96,7 +96,7 @@ def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["--help"]) == 0
 
     listed = re.findall(r"^  ([a-z]+) {2,}", capsys.readouterr().out, re.MULTILINE)
-    assert listed == ["quantize", "lint", "verify", "evaluate", "report", "export", "demo"]
+    assert listed == ["quantize", "lint", "verify", "bench", "evaluate", "report", "export", "demo"]
 
 
 def test_export_without_torch_says_what_to_install(
@@ -480,10 +480,13 @@ def test_a_recipe_repeats_the_bytes_without_data(model: Path, data: Path, tmp_pa
 def test_the_demo_tells_the_whole_story(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     result = answer("demo", "--out", tmp_path / "demo", capsys=capsys)
 
-    assert set(result) == {"quantize", "lint", "verify", "evaluate"}
+    assert set(result) == {"quantize", "lint", "verify", "evaluate", "bench"}
     assert result["verify"]["bit_exact"]
     assert result["verify"]["mismatches"] == 0
     assert result["evaluate"]["top1"] > 0.98
+    assert [row["engine"] for row in result["bench"]["rows"]] == [
+        *("onnxruntime", "onnxruntime", "executor")
+    ]
     assert onnx.load(str(tmp_path / "demo" / "digits.w8a8.onnx")).opset_import[0].version == 21
 
 
@@ -493,4 +496,4 @@ def test_the_demo_shows_the_commands_it_runs(
     cli.run(["demo", "--out", str(tmp_path)])
 
     shown = re.findall(r"^\$ onnxptq (\w+)", capsys.readouterr().out, re.MULTILINE)
-    assert shown == ["quantize", "lint", "verify", "evaluate"]
+    assert shown == ["quantize", "lint", "verify", "evaluate", "bench"]

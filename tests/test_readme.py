@@ -119,7 +119,7 @@ def test_the_first_commands_for_an_own_model_run(
 
     codes = [cli.run(shlex.split(line)[1:]) for line in blocks("sh")[2].splitlines()]
 
-    assert codes == [0, 0, 0, 0]
+    assert codes == [0, 0, 0, 0, 0]
 
 
 def small_model(rng: np.random.Generator) -> onnx.ModelProto:

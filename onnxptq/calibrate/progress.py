@@ -42,11 +42,17 @@ class Silent:
 
 
 class Bar:
-    """A rich progress bar on standard error if that is a terminal; warnings go there anyway."""
+    """A rich progress bar on standard error if that is a terminal; warnings go there anyway.
 
-    def __init__(self) -> None:
+    Attributes:
+        by_itself: Whether a thread draws it all the time; else it is drawn at each step, and
+            nothing runs between steps, where times are measured.
+    """
+
+    def __init__(self, *, by_itself: bool = True) -> None:
         from rich.console import Console  # noqa: PLC0415 - 50 ms that a library call need not pay
 
+        self.by_itself = by_itself
         self._console: Any = Console(stderr=True)
         self._bar: Any = None
         self._task: Any = None
@@ -57,7 +63,7 @@ class Bar:
             return
         from rich.progress import Progress as RichProgress  # noqa: PLC0415
 
-        self._bar = RichProgress(console=self._console, transient=True)
+        self._bar = RichProgress(console=self._console, transient=True, auto_refresh=self.by_itself)
         self._task = self._bar.add_task(what, total=total)
         self._bar.start()
 
@@ -65,6 +71,8 @@ class Bar:
         """Move the bar."""
         if self._bar is not None:
             self._bar.advance(self._task, steps)
+            if not self.by_itself:
+                self._bar.refresh()
 
     def finish(self) -> None:
         """Take the bar away."""

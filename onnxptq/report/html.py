@@ -5,9 +5,13 @@ import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
+from typing import TYPE_CHECKING
 
 from onnxptq.report import plots
 from onnxptq.report.rows import EQUAL_DB, FloatRow, LayerRow
+
+if TYPE_CHECKING:
+    from onnxptq.runtime.profile import LayerTime, Profile
 
 _FULL_BAR_DB = 60.0  # a layer this good needs no attention; its bar is full
 
@@ -22,6 +26,7 @@ class Page:
         facts: Label to value, as cards.
         layers: One row a quantized layer.
         float_nodes: One row a node that stays in float.
+        speed: The layers as the executor runs them; None if it was not measured.
         footer: Versions.
     """
 
@@ -30,6 +35,7 @@ class Page:
     facts: Mapping[str, str] = field(default_factory=dict[str, str])
     layers: Sequence[LayerRow] = ()
     float_nodes: Sequence[FloatRow] = ()
+    speed: "Profile | None" = None
     footer: str = ""
 
 
@@ -66,6 +72,7 @@ def _sections(page: Page) -> list[str]:
         ),
         _layer_table(page.layers),
         _float_table(page.float_nodes),
+        *([] if page.speed is None else _speed(page.speed)),
     ]
 
 
@@ -138,6 +145,56 @@ def _float_table(rows: Sequence[FloatRow]) -> str:
     )
     heads = [("Node", ""), ("Operator", ""), ("Why", "")]
     return f"<h2>Nodes in float</h2>\n{_table(heads, body)}"
+
+
+def _speed(profile: "Profile") -> list[str]:
+    """The roofline, and the layers by time."""
+    peak, read = profile.peak, profile.peak.read(profile.working_set_bytes)
+    note = (
+        "Each dot is a layer of the integer executor on one thread, as large as its share of the "
+        "time. The roof is what this machine can do: "
+        f"{peak.macs_per_s / 1e9:.0f} GMAC/s with {html.escape(peak.instruction)}, and bytes at "
+        f"{read.bytes_per_s / 1e9:.0f} GB/s from the {read.place}, where the "
+        f"{profile.working_set_bytes / 1e6:.1f} MB of a run fit. Hover over a dot for its name."
+    )
+    legend = "".join(
+        f'<li><span class="dot" style="background:var({variable})"></span>{text}</li>'
+        for variable, text in (
+            ("--accent", "at least half of what the machine allows"),
+            ("--warn", "less"),
+        )
+    )
+    heads = [("#", "n"), ("Node", ""), ("Kernel", ""), ("Shape", ""), ("MMACs", "n")]
+    heads += [("Time, us", "n"), ("GMAC/s", "n"), ("Of peak", "n"), ("Of time", ""), ("Bound", "")]
+    top = max((layer.share_of_time for layer in profile.layers), default=1.0)
+    body = "\n".join(_speed_row(i, layer, top) for i, layer in enumerate(profile.layers, 1))
+    return [
+        f'<h2>Speed under the roof of this machine</h2>\n<p class="note">{note}</p>',
+        f'<figure>{plots.roofline_plot(profile)}</figure>\n<ul class="legend">{legend}</ul>',
+        f"<h2>Time of each layer</h2>\n{_table(heads, body)}",
+    ]
+
+
+def _speed_row(position: int, layer: "LayerTime", top: float) -> str:
+    share = layer.share_of_time
+    figures = (
+        f"{layer.macs / 1e6:.2f}" if layer.macs else "",
+        f"{1e3 * layer.ms:.1f}",
+        f"{layer.gmac_per_s:.1f}" if layer.macs else "",
+        f"{100 * layer.share_of_peak:.1f} %" if layer.macs else "",
+    )
+    keys = (layer.macs, layer.ms, layer.gmac_per_s, layer.share_of_peak)
+    numbers = "".join(
+        f'<td class="n" data-key="{key:.6g}">{text}</td>'
+        for key, text in zip(keys, figures, strict=True)
+    )
+    return (
+        f'<tr><td class="n">{position}</td><td class="name tight">{html.escape(layer.node)}</td>'
+        f'<td>{html.escape(layer.kernel)}</td><td class="shape">{html.escape(layer.shape)}</td>'
+        f'{numbers}<td class="bar share" data-key="{share:.6f}"><span><b>{100 * share:.1f} %</b>'
+        f'<i style="width:{share / top * 3.5:.2f}rem"></i></span></td>'
+        f'<td class="tight">{layer.bound}</td></tr>'
+    )
 
 
 def _table(heads: Sequence[tuple[str, str]], body: str) -> str:

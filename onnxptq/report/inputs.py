@@ -41,10 +41,15 @@ def open_for(
         SpecError: The preprocessing text is malformed.
     """
     preprocess = options.preprocess or model.metadata_props.get(PREPROCESS_KEY)
-    return open_data(source, [_info(port) for port in inputs], preprocess, options.samples)
+    return open_data(source, [info(port) for port in inputs], preprocess, options.samples)
 
 
-def _info(port: ort.Port) -> PortInfo:
+def info(port: ort.Port) -> PortInfo:
+    """An input as data are checked against.
+
+    Raises:
+        ModelError: It is of a type that arrays do not hold.
+    """
     if port.dtype is None:
         raise ModelError(
             f"input {port.name!r} is neither a number nor a truth value; such models cannot be fed"

@@ -8,7 +8,7 @@ from onnxptq import __version__, ort, passes
 from onnxptq.calibrate.ports import Batch
 from onnxptq.calibrate.progress import Progress
 from onnxptq.calibrate.source import Data
-from onnxptq.errors import ModelError
+from onnxptq.errors import ModelError, ProgramError
 from onnxptq.graph import io
 from onnxptq.report.html import Page, render
 from onnxptq.report.inputs import DataOptions, open_for
@@ -16,6 +16,11 @@ from onnxptq.report.layers import layer_rows
 from onnxptq.report.rows import LayerRow, QuantizeReport, decibels, size_text
 from onnxptq.rewrite.strip import strip
 from onnxptq.runtime.lint import FloatNode, lint
+from onnxptq.runtime.lower import lower
+from onnxptq.runtime.profile import Profile, profile
+
+SPEED_RUNS = 20
+"""Runs of the executor, of which medians are shown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,12 +32,14 @@ class FileReport:
         float_nodes: Nodes that onnxruntime runs in float, and why.
         integer_nodes: How many nodes it runs in integers.
         bytes_quantized: Size of the file.
+        speed: Its layers in the executor; None where that cannot run it.
     """
 
     layers: tuple[LayerRow, ...]
     float_nodes: tuple[FloatNode, ...]
     integer_nodes: int
     bytes_quantized: int
+    speed: Profile | None = None
 
 
 def measure_file(
@@ -74,7 +81,20 @@ def measure_file(
         float_nodes=linted.float_nodes,
         integer_nodes=len(linted.integer_nodes),
         bytes_quantized=model.stat().st_size,
+        speed=_speed(model, data),
     )
+
+
+def _speed(model: Path, data: Data) -> Profile | None:
+    """The layers in the executor, on one sample."""
+    try:
+        program = lower(model)
+    except ProgramError:
+        return None
+    feeds = next(iter(data.batches(1)), None)
+    if feeds is None or not any(value.is_codes for value in program.values):
+        return None
+    return profile(program, feeds, SPEED_RUNS)
 
 
 def _told(data: Data, batch_size: int, progress: Progress) -> Iterator[Batch]:
@@ -106,6 +126,7 @@ def file_page(model: Path, reference: Path | None, measured: FileReport) -> str:
         "Integer nodes": str(measured.integer_nodes),
         "Nodes in float": str(len(measured.float_nodes)),
         "SQNR of the last layer": decibels(last),
+        "In the executor, 1 thread": milliseconds(measured.speed),
     }
     return render(
         Page(
@@ -114,9 +135,15 @@ def file_page(model: Path, reference: Path | None, measured: FileReport) -> str:
             facts={label: value for label, value in facts.items() if value},
             layers=measured.layers,
             float_nodes=measured.float_nodes,
+            speed=measured.speed,
             footer=versions(),
         )
     )
+
+
+def milliseconds(speed: Profile | None) -> str:
+    """Time of a run; empty for None."""
+    return "" if speed is None else f"{speed.total_ms:.2f} ms"
 
 
 def versions() -> str:

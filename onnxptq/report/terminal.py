@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import sys
 from collections import Counter
 from collections.abc import Generator, Mapping, Sequence
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from onnxptq.runtime.verify import Difference, Verification
 
 _WORST_LAYERS = 8
+_PIPE_WIDTH = 160  # columns of tables, where nobody looks at the width of a window
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +48,17 @@ class Output:
 
             io.writable(Path(str(self.json)))
 
+    @property
+    def width(self) -> int:
+        """Columns of what is printed."""
+        return shutil.get_terminal_size().columns if sys.stdout.isatty() else _PIPE_WIDTH
+
     def say(self, *parts: RenderableType) -> None:
         """Print for people, unless standard output belongs to the JSON."""
         if self.json == "-":
             return
-        console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+        wrap = sys.stdout.isatty()
+        console = Console(highlight=False, soft_wrap=not wrap, width=None if wrap else _PIPE_WIDTH)
         with _reader_may_leave():
             for part in parts:
                 console.print(part)

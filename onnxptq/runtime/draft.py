@@ -60,6 +60,14 @@ Cell = int | View
 
 
 @dataclass(frozen=True, slots=True)
+class Origin:
+    """What a step of a plan is for: position of the instruction, and who computes it."""
+
+    instr: int
+    kernel: str
+
+
+@dataclass(frozen=True, slots=True)
 class RowDraft:
     """A row whose places are still to be added: `places` has (column, storage)."""
 
@@ -135,10 +143,12 @@ class Draft:
         sizes: Bytes of each storage.
         images: Constants that lie in the arena: storage and what it holds.
         steps: Rows and islands, in order.
+        origins: What each step is for.
         constants: What kernels read besides the arena.
         scratch_bytes: Of the row that needs most, for each part of it.
         sums: Residual sums that may be computed with the convolution whose output is the key.
         done: Outputs of instructions that another one's row computes too.
+        instr: Position of the instruction that is being planned.
     """
 
     def __init__(self, program: IntegerProgram) -> None:
@@ -148,10 +158,12 @@ class Draft:
         self.sizes: list[int] = []
         self.images: list[tuple[int, Array]] = []
         self.steps: list[RowDraft | IslandCall] = []
+        self.origins: list[Origin] = []
         self.constants = Constants()
         self.scratch_bytes = 0
         self.sums: Mapping[int, Instr] = {}
         self.done: set[int] = set()
+        self.instr = 0
 
     def is_signed(self, value: int) -> bool:
         """Whether it holds int8 codes, which are stored with 128 added."""
@@ -237,6 +249,7 @@ class Draft:
                 numbers[where[name]] = int(cell)
         numbers[MOST_PARTS] = max(1, work // PART_WORK)
         self.steps.append(RowDraft(tuple(numbers), tuple(places)))
+        self.origins.append(Origin(self.instr, kernel))
 
 
 def stored_dtype(dtype: str) -> np.dtype[Any]:

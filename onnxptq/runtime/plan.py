@@ -17,10 +17,21 @@ from onnxptq.runtime import (
     plan_elementwise,
     plan_layers,
     plan_movement,
+    plan_products,
     plan_resize,
     plan_sums,
 )
-from onnxptq.runtime.draft import I64, SCRATCH, U8, Array, Draft, IslandCall, RowDraft, Shape
+from onnxptq.runtime.draft import (
+    I64,
+    SCRATCH,
+    U8,
+    Array,
+    Draft,
+    IslandCall,
+    Origin,
+    RowDraft,
+    Shape,
+)
 from onnxptq.runtime.sessions import Sessions
 
 Planner = Callable[[Draft, Instr], None]
@@ -29,9 +40,9 @@ PLANNERS: dict[str, Planner] = {
     "quantize": plan_elementwise.quantize,
     "dequantize": plan_elementwise.dequantize,
     "acc_to_real": plan_elementwise.acc_to_real,
-    "conv": plan_layers.conv,
-    "matmul": plan_layers.matmul,
-    "matmul_computed": plan_layers.matmul_computed,
+    "conv": plan_products.conv,
+    "matmul": plan_products.matmul,
+    "matmul_computed": plan_products.matmul_computed,
     "add": plan_elementwise.pair,
     "mul": plan_elementwise.pair,
     "minimum": plan_elementwise.pair,
@@ -61,6 +72,8 @@ PLANNERS: dict[str, Planner] = {
     "identity": plan_movement.identity,
 }
 BY_ONNXRUNTIME = ("island", "host")
+ONNXRUNTIME = "onnxruntime"
+"""Who computes an island, where rows have the name of a kernel."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +98,7 @@ class Plan:
         slots: Values in the arena, by id. What only islands read and write is not there.
         fixed: Values that do not depend on the input's values, by id, as ONNX has them.
         images: Offset and content of what lies in the arena before any run.
+        origins: What each row and each island is for, in the order of `steps`.
     """
 
     arena_bytes: int
@@ -95,6 +109,7 @@ class Plan:
     slots: Mapping[int, Slot]
     fixed: Mapping[int, Array]
     images: tuple[tuple[int, Array], ...]
+    origins: tuple[Origin, ...]
 
 
 def make_plan(
@@ -125,7 +140,7 @@ def make_plan(
             draft.make(port.value, input_shapes[port.name])
     if not keep_all:
         draft.sums = plan_sums.sums_of_convolutions(program)
-    for instr in program.instrs:
+    for draft.instr, instr in enumerate(program.instrs):
         if draft.done.intersection(instr.outputs):
             continue
         try:
@@ -186,6 +201,7 @@ def _plan_island(draft: Draft, instr: Instr, examples: _Examples, read: set[int]
     inputs = tuple(value for value in instr.inputs if value != ABSENT)
     call = IslandCall(instr.int("island"), inputs, instr.outputs, instr.node)
     draft.steps.append(call)
+    draft.origins.append(Origin(draft.instr, ONNXRUNTIME))
     for value in instr.outputs:
         if value in read:
             draft.make(value, examples.of(value).shape)
@@ -230,6 +246,7 @@ def _finish(draft: Draft, keep_all: bool) -> Plan:
         slots=slots,
         fixed=draft.known,
         images=tuple((offsets[storage], array) for storage, array in draft.images),
+        origins=tuple(draft.origins),
     )
 
 

@@ -58,12 +58,25 @@ def island_shares(program: IntegerProgram, arrays: Arrays) -> tuple[IslandShare,
         program: The program.
         arrays: Every value of one run, by number.
     """
-    islands = [instr for instr in program.instrs if instr.op == "island"]
-    works = [_island_work(program, instr, arrays) for instr in islands]
-    total = sum(works, sum((_work(instr, arrays) for instr in program.instrs), Work()))
+    found = works(program, arrays)
+    total = sum(found, Work())
     return tuple(
         _share(program.islands[instr.int("island")], work, total)
-        for instr, work in zip(islands, works, strict=True)
+        for instr, work in zip(program.instrs, found, strict=True)
+        if instr.op == "island"
+    )
+
+
+def works(program: IntegerProgram, arrays: Arrays) -> tuple[Work, ...]:
+    """Work of each instruction.
+
+    Args:
+        program: The program.
+        arrays: Every value of one run, by number.
+    """
+    return tuple(
+        _island_work(program, instr, arrays) if instr.op == "island" else _work(instr, arrays)
+        for instr in program.instrs
     )
 
 
@@ -79,7 +92,7 @@ def _share(island: Island, work: Work, total: Work) -> IslandShare:
 
 def _work(instr: Instr, arrays: Arrays) -> Work:
     """Of an integer instruction."""
-    if instr.op in ("island", "host"):
+    if instr.op == "host":
         return Work()
     made = [arrays[number].size for number in instr.outputs]
     depth = 0

@@ -1,12 +1,14 @@
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html.parser import HTMLParser
 
 import pytest
 
+from onnxptq.kernels.peak import Peak, Read
 from onnxptq.report.html import Page, render
-from onnxptq.report.plots import noise_plot, size_plot
+from onnxptq.report.plots import noise_plot, roofline_plot, size_plot
 from onnxptq.report.rows import EQUAL_DB, LayerRow
+from onnxptq.runtime.profile import LayerTime, Profile
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,9 @@ def test_bars_tell_both_sizes() -> None:
 
 
 def test_colours_are_those_of_the_page() -> None:
-    colours = set(re.findall(r"#[0-9a-f]{6}\b", noise_plot(ROWS) + size_plot(ROWS)))
+    drawn = noise_plot(ROWS) + size_plot(ROWS) + roofline_plot(PROFILE)
+
+    colours = set(re.findall(r"#[0-9a-f]{6}\b", drawn))
 
     assert colours <= {"#000000"}  # matplotlib's own default, hidden behind ours
 
@@ -126,3 +130,70 @@ def test_colours_are_those_of_the_page() -> None:
 def test_nothing_to_draw_is_no_drawing(plot: object) -> None:
     assert callable(plot)
     assert plot([]) == ""
+
+
+def layer(node: str, macs: int, share_of_limit: float, bound: str) -> LayerTime:
+    """A layer of 1 ms that moves 1 MB."""
+    return LayerTime(
+        *(node, "conv", "conv", "1x4 -> 1x4", macs, 1_000_000, 1.0, macs / 1e6),
+        *(0.25, share_of_limit, 0.25, bound),
+    )
+
+
+READS = (Read("second cache", 9e10, 1 << 20, 1), Read("memory", 2e10, None, 1))
+PROFILE = Profile(
+    layers=(
+        layer("conv<1>", 50_000_000, 0.9, ""),
+        layer("conv2", 3_000_000, 0.1, "compute"),
+        layer("add", 0, 0.4, "memory"),
+        layer("pool", 0, 0.8, "memory"),
+    ),
+    peak=Peak("vpdpbusd zmm", 4e11, READS),
+    working_set_bytes=2 << 20,
+    overhead_us=1.0,
+    runs=20,
+)
+
+
+def test_the_roofline_contains_every_layer() -> None:
+    svg = roofline_plot(PROFILE)
+
+    titles = re.findall(r"<title>([^<]*)</title>", svg)
+    assert {title.split(" ")[0] for title in titles} == {*("add", "conv2", "conv&lt;1&gt;", "pool")}
+    assert "conv2 (conv, 1x4 -&gt; 1x4): 1000.0 us, 3.0 GMAC/s, 1.0 GB/s" in titles
+    assert "add (conv, 1x4 -&gt; 1x4): 1000.0 us, 1.0 GB/s" in titles
+
+
+def test_the_roofline_names_the_limits_of_the_machine() -> None:
+    svg = roofline_plot(PROFILE)
+
+    for text in ("400 GMAC/s (vpdpbusd zmm)", "second cache, 90 GB/s", "memory, 20 GB/s"):
+        assert text in svg
+
+
+def test_layers_far_below_their_limit_stand_out() -> None:
+    svg = roofline_plot(PROFILE)
+
+    for number, title in enumerate(("add", "pool", "conv<1>", "conv2")):
+        colour = "--warn" if title in ("add", "conv2") else "--accent"
+        mark = svg[svg.index(f'id="roofline-mark-{number}"') :]
+        assert f"var({colour})" in mark[: mark.index("</g>")]
+
+
+@pytest.mark.parametrize("kept", [slice(0, 1), slice(2, 3), slice(0, 4)])
+def test_a_page_shows_the_time_of_each_layer(kept: slice) -> None:
+    layers = PROFILE.layers[kept]
+    page = replace(PAGE, speed=replace(PROFILE, layers=layers))
+
+    text = render(page)
+
+    assert text.count('<td class="name tight">') == len(layers)
+    assert "Speed under the roof of this machine" in text
+    parser = Balance()
+    parser.feed(text)
+    assert parser.open == []
+    assert len(parser.ids) == len(set(parser.ids))
+
+
+def test_without_layers_there_is_no_roofline() -> None:
+    assert roofline_plot(replace(PROFILE, layers=())) == ""

@@ -70,3 +70,16 @@ def test_the_page_of_quantize_has_its_figures(folder: Path) -> None:
 def test_a_float_file_has_no_report(folder: Path) -> None:
     with pytest.raises(ModelError, match="nothing is quantized"):
         measure_file(demo_data.model_path(), str(folder / "d.npz"), None, DataOptions(), Silent())
+
+
+def test_the_layers_of_a_file_are_timed_in_the_executor(folder: Path) -> None:
+    options, source = DataOptions(samples=2), str(folder / "d.npz")
+
+    measured = measure_file(folder / "q.onnx", source, None, options, Silent())
+
+    assert measured.speed is not None
+    assert measured.speed.layers[0].shape == "1x1x8x8 -> 1x1x8x8"
+    page = file_page(folder / "q.onnx", None, measured)
+    assert "In the executor, 1 thread" in page
+    assert page.count('<td class="name tight">') == len(measured.speed.layers)
+    assert "1x8x8x1 * 32x1x3x3 -&gt; 1x8x8x32" in page

@@ -7,7 +7,7 @@ from onnx import helper
 from onnxptq.errors import ProgramError
 from onnxptq.kernels.dispatch import MOST_PARTS, NUMBERS
 from onnxptq.program import IntegerProgram
-from onnxptq.runtime.draft import ALIGN, PART_WORK, IslandCall
+from onnxptq.runtime.draft import ALIGN, PART_WORK, IslandCall, Origin
 from onnxptq.runtime.plan import make_plan
 from tests.runtime.small_programs import Builder, graph, random_codes
 
@@ -41,14 +41,17 @@ def test_rows_between_islands_are_one_table() -> None:
     c = builder.add("island", [b], "uint8", {"island": number})
     d = builder.add("clip", [c], "uint8", {"lo": 3, "hi": 9})
 
-    first, call, last = make_plan(builder.program(d), {"v0": (4, 5)}).steps
+    plan = make_plan(builder.program(d), {"v0": (4, 5)})
 
+    first, call, last = plan.steps
     assert isinstance(first, np.ndarray)
     assert isinstance(last, np.ndarray)
     assert first.shape == (2, 64)
     assert last.shape == (1, 64)
     assert first[:, 0].tolist() == [NUMBERS["clip"]] * 2
     assert call == IslandCall(0, (b,), (c,), "island_2")
+    kernels = ["clip", "clip", "onnxruntime", "clip"]
+    assert list(plan.origins) == [Origin(i, kernel) for i, kernel in enumerate(kernels)]
 
 
 def test_equal_constants_are_stored_once(rng: np.random.Generator) -> None:
