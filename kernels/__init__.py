@@ -14,6 +14,7 @@ from onnxptq.kernels import (
     cases_boundary,
     cases_conv,
     cases_conv_u8s8,
+    cases_depthwise_u8s8,
     cases_global_average_pool,
     cases_move,
     cases_pair,
@@ -24,6 +25,7 @@ from onnxptq.kernels import (
     conv,
     conv_u8s8,
     depthwise,
+    depthwise_u8s8,
     global_average_pool,
     matmul,
     move,
@@ -178,6 +180,14 @@ KERNELS: dict[str, Kernel] = {
         cases_conv.DEPTHWISE_WORK,
         0.0,
     ),
+    "depthwise_u8s8": Kernel(
+        depthwise_u8s8.depthwise_u8s8,
+        depthwise_u8s8.depthwise_u8s8_naive,
+        cases_depthwise_u8s8.depthwises,
+        cases_depthwise_u8s8.depthwise_work,
+        cases_depthwise_u8s8.WORK,
+        0.0,
+    ),
     "matmul": Kernel(
         matmul.matmul,
         matmul.matmul_naive,
@@ -276,4 +286,5 @@ ROW_KERNELS: dict[str, RowKernel] = {
     "dequantize": boundary.dequantize,
     "acc_to_real": boundary.acc_to_real,
     "conv_u8s8": conv_u8s8.conv_u8s8,
+    "depthwise_u8s8": depthwise_u8s8.depthwise_u8s8,
 }

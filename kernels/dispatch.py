@@ -17,6 +17,7 @@ from onnxptq.kernels import (
     conv,
     conv_u8s8,
     depthwise,
+    depthwise_u8s8,
     global_average_pool,
     matmul,
     move,
@@ -56,11 +57,14 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "dequantize": boundary.DEQUANTIZE_COLUMNS,
     "acc_to_real": boundary.ACC_TO_REAL_COLUMNS,
     "conv_u8s8": conv_u8s8.COLUMNS,
+    "depthwise_u8s8": depthwise_u8s8.COLUMNS,
 }
 """What the columns of a row hold from 1 on, by kernel, in the order of the kernels' numbers."""
 
 NUMBERS = {name: number for number, name in enumerate(COLUMNS)}
-REQUANTIZING = ("conv", "conv_u8s8", "depthwise", "matmul", "global_average_pool")
+REQUANTIZING = (
+    *("conv", "conv_u8s8", "depthwise", "depthwise_u8s8", "matmul", "global_average_pool"),
+)
 
 CLAIMED, FINISHED, PLACE = 0, 8, 16
 """Two counters of a row, each on a cache line of its own, and the numbers from row to row."""
@@ -134,8 +138,10 @@ def run_row(row: I64, arena: U8, consts: U8, thread: int, n_threads: int) -> Non
         boundary.dequantize(row, arena, consts, thread, n_threads)
     elif kernel == 16:
         boundary.acc_to_real(row, arena, consts, thread, n_threads)
-    else:
+    elif kernel == 17:
         conv_u8s8.conv_u8s8(row, arena, consts, thread, n_threads)
+    else:
+        depthwise_u8s8.depthwise_u8s8(row, arena, consts, thread, n_threads)
 
 
 def dispatch_naive(rows: I64, arena: U8, consts: U8, parts: int, claims: I64) -> None:

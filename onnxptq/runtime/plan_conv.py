@@ -73,7 +73,7 @@ def columns(
     band = _band(layer)
     line_bytes, plane = _copy(layer, band)
     packed = kernel.pack(runs)
-    bias = _bias(layer)
+    bias = bias_without_zero(layer)
     fixed = requant is not None and _is_fixed(layer, requant, numbers)
     if not fixed:
         numbers = dict.fromkeys(("multiplier", "rounding", "shift"), np.zeros(bias.size, np.int64))
@@ -89,32 +89,16 @@ def columns(
     units = groups * -(-group_out // kernel.BLOCK)
     lines = image.batch * window.out[0]
     copy_bytes = line_bytes * plane * window.strides[0] if copied else 0
-    x_n, _, (x_h, x_w) = image.strides
-    y_n, _, (y_h, y_w) = layer.target.strides
     return {
         "weight": draft.constants.add(packed),
         "params": draft.constants.add(np.concatenate(params)),
         "taps": draft.constants.add(_tap_offsets(layer, taps, line_bytes, plane)),
         "n_taps": len(taps),
         "run_steps": steps,
-        "batch": image.batch,
         "groups": groups,
         "group_in": layer.weight.shape[-1],
         "group_out": group_out,
-        "in_h": image.sizes[0],
-        "in_w": image.sizes[1],
-        "out_h": window.out[0],
-        "out_w": window.out[1],
-        "s_h": window.strides[0],
-        "s_w": window.strides[1],
-        "p_h": window.pads[0],
-        "p_w": window.pads[1],
-        "x_n": x_n,
-        "x_h": x_h,
-        "x_w": x_w,
-        "y_n": y_n,
-        "y_h": y_h,
-        "y_w": y_w,
+        **spatial_columns(layer),
         "x_zero": layer.x_zero,
         "band": band,
         "copied": int(copied),
@@ -127,6 +111,18 @@ def columns(
         "sum_params": -1,
         **draft.scratch(kernel.scratch_bytes(band * window.out[1], copy_bytes)),
     }
+
+
+def spatial_columns(layer: Layer) -> dict[str, Cell]:
+    """Sizes and strides of x, y and the window, and the batch."""
+    window, image = layer.window, layer.image
+    pairs = {"in": image.sizes, "out": window.out, "s": window.strides, "p": window.pads}
+    columns: dict[str, Cell] = {"batch": image.batch}
+    for name, (h, w) in pairs.items():
+        columns |= {f"{name}_h": h, f"{name}_w": w}
+    for name, (n, _, (h, w)) in (("x", image.strides), ("y", layer.target.strides)):
+        columns |= {f"{name}_n": n, f"{name}_h": h, f"{name}_w": w}
+    return columns
 
 
 def _reach(window: Window, axis: int) -> int:
@@ -148,7 +144,7 @@ def _runs(layer: Layer) -> tuple[list[tuple[int, int]], Array]:
     return taps, weight.reshape(groups, outs, k_h * k_w, channels)
 
 
-def _bias(layer: Layer) -> Array:
+def bias_without_zero(layer: Layer) -> Array:
     """The bias less what the zero point of x adds to every sum; wraps around as int32 does."""
     sums = layer.weight.astype(np.int64).sum(axis=(2, 3, 4)).ravel()
     return (layer.bias.astype(np.int64) - layer.x_zero * sums).astype(np.int32)

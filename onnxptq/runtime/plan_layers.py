@@ -12,7 +12,7 @@ from onnxptq.kernels.depthwise import depthwise_scratch_bytes
 from onnxptq.kernels.matmul import matmul_scratch_bytes
 from onnxptq.program import Instr
 from onnxptq.requant import GROUP, Requant
-from onnxptq.runtime import plan_conv
+from onnxptq.runtime import plan_conv, plan_depthwise
 from onnxptq.runtime.averages import average_requant, averaged_pixels
 from onnxptq.runtime.draft import Array, Cell, Draft, Shape, View
 from onnxptq.runtime.plan_movement import Picture, copy
@@ -28,6 +28,8 @@ from onnxptq.runtime.window import (
 
 MAC_WORK = 16
 """Multiplications that count as one unit of work."""
+DEPTHWISE_MAC_WORK = 5
+"""Of the fast depthwise kernel, which spends more time on a sum than on its terms."""
 
 
 def requant_columns(draft: Draft, instr: Instr, channels: int, found: Requant) -> dict[str, Cell]:
@@ -116,7 +118,7 @@ def conv(draft: Draft, instr: Instr) -> None:
     target = make_image(draft, instr, image, (filters, *window.out))
     depthwise = groups == filters == image.channels and groups > 1
     group_out = filters // groups
-    if not depthwise and target.size and _conv_u8s8(draft, instr, image, window, weight):
+    if target.size and _conv_u8s8(draft, instr, image, window, weight):
         return
     if depthwise:
         packed = np.moveaxis(weight[:, 0], 0, -1)
@@ -169,13 +171,16 @@ def _conv_u8s8(draft: Draft, instr: Instr, image: Image, window: Window, weight:
     if found is not None:
         assert isinstance(found, Requant)
         numbers = fixed_point_numbers(found, filters, draft.sign(instr.outputs[0]))
+    depthwise = groups == filters == image.channels and groups > 1
+    plan = plan_depthwise if depthwise else plan_conv
     columns = {
         "x": draft.read(instr.inputs[0]),
         "y": target,
-        **plan_conv.columns(draft, layer, found, numbers),
+        **plan.columns(draft, layer, found, numbers),
         **_ending(draft, instr, filters),
     }
-    draft.row("conv_u8s8", columns, plan_conv.work_of(layer) // MAC_WORK)
+    work = plan_conv.work_of(layer) // (DEPTHWISE_MAC_WORK if depthwise else MAC_WORK)
+    draft.row("depthwise_u8s8" if depthwise else "conv_u8s8", columns, work)
     return True
 
 
