@@ -13,6 +13,7 @@ from onnxptq.kernels import (
     cases_boundary,
     cases_conv,
     cases_conv_u8s8,
+    cases_depthwise_u8s8,
     cases_global_average_pool,
     cases_move,
     cases_pair,
@@ -24,6 +25,7 @@ from onnxptq.kernels import (
     conv_amx,
     conv_u8s8,
     depthwise,
+    depthwise_u8s8,
     global_average_pool,
     matmul,
     move,
@@ -180,6 +182,14 @@ KERNELS: dict[str, Kernel] = {
         cases_conv.DEPTHWISE_WORK,
         0.0,
     ),
+    "depthwise_u8s8": Kernel(
+        depthwise_u8s8.depthwise_u8s8,
+        depthwise_u8s8.depthwise_u8s8_naive,
+        cases_depthwise_u8s8.depthwises,
+        cases_depthwise_u8s8.depthwise_work,
+        cases_depthwise_u8s8.WORK,
+        0.0,
+    ),
     "matmul": Kernel(
         matmul.matmul,
         matmul.matmul_naive,
@@ -285,4 +295,5 @@ ROW_KERNELS: dict[str, RowKernel] = {
     "acc_to_real": boundary.acc_to_real,
     "conv_u8s8": conv_u8s8.conv_u8s8,
     "conv_amx": conv_amx.conv_amx,
+    "depthwise_u8s8": depthwise_u8s8.depthwise_u8s8,
 }

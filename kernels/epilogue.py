@@ -20,6 +20,7 @@ from onnxptq.kernels import microkernel as mk
 from onnxptq.kernels import target
 
 U8 = npt.NDArray[np.uint8]
+I32 = npt.NDArray[np.int32]
 I64 = npt.NDArray[np.int64]
 
 LANES = mk.LANES
@@ -33,6 +34,16 @@ LEAST_SHIFT = 32
 SUM_MULTIPLIER_Y, SUM_MULTIPLIER_B, SUM_ROUNDING, SUM_SHIFT, SUM_LO, SUM_HI = range(0, 48, 8)
 SUM_BYTES = 48
 SMALL = mk.ir.VectorType(mk.I8, LANES)
+
+BLOCK = 64
+"""Channels whose codes are one vector."""
+ORDER = np.arange(BLOCK).reshape(4, 4, 4).transpose(1, 0, 2).reshape(4, LANES)
+"""Channel of each lane of four vectors, [4, 16]: packing to bytes within each 16 bytes sorts."""
+# Of a block: bias i32, multiplier i64 (even, then odd lanes), rounding likewise, shift less 32 i32;
+# each for one vector after the other.
+BLOCK_BIAS, BLOCK_MULTIPLIER, BLOCK_ROUNDING, BLOCK_SHIFT = 0, 256, 768, 1280
+BLOCK_PARAMS_BYTES = 1536
+LEAST_BLOCK_SHIFT = 32
 
 
 def params_of(
@@ -95,6 +106,36 @@ def sum_naive(numbers: I64, code: int, addend: int) -> int:
     multiplier_y, multiplier_b, rounding, shift, lo, hi = numbers.tolist()
     total = code * multiplier_y + addend * multiplier_b + rounding
     return min(max(total >> shift, lo), hi)
+
+
+def block_params_of(bias: I32, multiplier: I32, rounding: I64, shift: I64) -> U8:
+    """The numbers of 64 channels as `block_codes` reads them; shifts are at least 32."""
+    pairs = [
+        numbers.astype(np.int64)[ORDER].reshape(-1, LANES // 2, 2).transpose(0, 2, 1)
+        for numbers in (multiplier, rounding)
+    ]
+    small = [numbers[ORDER].astype(np.int32) for numbers in (bias, shift - LEAST_BLOCK_SHIFT)]
+    arrays = (small[0], *pairs, small[1])
+    return np.concatenate([np.ascontiguousarray(array).view(np.uint8).ravel() for array in arrays])
+
+
+def block_bias_naive(params: U8, channel: int) -> int:
+    """The bias of a channel of a block."""
+    lane = ORDER.ravel().tolist().index(channel)
+    return int(params[BLOCK_BIAS : BLOCK_BIAS + 4 * BLOCK].view(np.int32)[lane])
+
+
+def block_code_naive(params: U8, channel: int, acc: int, limits: tuple[int, int]) -> int:
+    """Specification of how `block_codes` makes the code of a channel; acc has the bias in it."""
+    lane = ORDER.ravel().tolist().index(channel)
+
+    def of(place: int) -> int:
+        numbers = params[place : place + 8 * BLOCK].view(np.int64)
+        return int(numbers.reshape(4, 2, LANES // 2)[lane // LANES, lane % 2, lane % LANES // 2])
+
+    shift = params[BLOCK_SHIFT : BLOCK_SHIFT + 4 * BLOCK].view(np.int32)[lane]
+    code = (acc * of(BLOCK_MULTIPLIER) + of(BLOCK_ROUNDING)) >> (LEAST_BLOCK_SHIFT + int(shift))
+    return min(max(code, limits[0]), limits[1])
 
 
 def _halves(builder: mk.Builder, vector: mk.Vector) -> tuple[mk.Vector, mk.Vector]:
@@ -224,6 +265,60 @@ def _mask(builder: mk.Builder, count: mk.Vector) -> mk.Vector:
     lanes = mk.ir.Constant(mk.ACC, list(range(LANES)))
     few = mk.splat(builder, builder.trunc(count, mk.I32), mk.ACC)
     return builder.icmp_signed("<", lanes, few)
+
+
+def block_codes(
+    builder: mk.Builder,
+    sums: Sequence[mk.Vector],
+    params: mk.Vector,
+    lo: mk.Vector,
+    hi: mk.Vector,
+) -> mk.Vector:
+    """64 codes of four vectors of accumulators, which have the bias in them, in ORDER.
+
+    The upper half of a product is all that a shift of 32 or more leaves, so both halves of a vector
+    are one again before they are shifted by the rest.
+    """
+
+    def number(place: int, kind: mk.Any) -> mk.Vector:
+        return mk.load(builder, mk.at(builder, params, place), kind)
+
+    bits = mk.constant(32, mk.LONGS)
+    results: list[mk.Vector] = []
+    for v, vector in enumerate(sums):
+        products: list[mk.Vector] = []
+        for odd, half in enumerate(_halves(builder, vector)):
+            at = 128 * v + 64 * odd
+            factor = number(BLOCK_MULTIPLIER + at, mk.LONGS)
+            factor = builder.ashr(builder.shl(factor, bits), bits)
+            product = builder.mul(half, factor)
+            products.append(builder.add(product, number(BLOCK_ROUNDING + at, mk.LONGS)))
+        even, odd = (builder.bitcast(product, mk.ACC) for product in products)
+        lanes = [lane for i in range(1, LANES, 2) for lane in (i, LANES + i)]
+        upper = mk.shuffled(builder, even, odd, lanes)
+        results.append(builder.ashr(upper, number(BLOCK_SHIFT + 64 * v, mk.ACC)))
+    return _packed(builder, results, lo, hi)
+
+
+def _packed(
+    builder: mk.Builder, numbers: Sequence[mk.Vector], lo: mk.Vector, hi: mk.Vector
+) -> mk.Vector:
+    """Four vectors in ORDER as 64 bytes between the limits."""
+    if not target.HAS_VNNI:
+        limits = [mk.splat(builder, builder.trunc(limit, mk.I32), mk.ACC) for limit in (lo, hi)]
+        small = mk.ir.VectorType(mk.I8, LANES)
+        four = [builder.trunc(_clipped(builder, vector, *limits), small) for vector in numbers]
+        halves = [mk.shuffled(builder, four[i], four[i + 1], range(2 * LANES)) for i in (0, 2)]
+        return mk.shuffled(builder, *halves, np.argsort(ORDER.ravel()).tolist())
+    words = mk.ir.VectorType(mk.I16, 2 * LANES)
+    pairs = [
+        mk.call(builder, "llvm.x86.avx512.packssdw.512", words, numbers[i : i + 2]) for i in (0, 2)
+    ]
+    codes = mk.call(builder, "llvm.x86.avx512.packuswb.512", mk.BYTES, pairs)
+    for sign, limit in ((">", lo), ("<", hi)):
+        edge = mk.splat(builder, builder.trunc(limit, mk.I8), mk.BYTES)
+        codes = builder.select(builder.icmp_unsigned(sign, codes, edge), codes, edge)
+    return codes
 
 
 _TILE = ("acc", "stride", "rows", "places", "params", "lo", "hi", "y")

@@ -48,6 +48,11 @@ class Layer:
         """Of x."""
         return self.image.channels
 
+    @property
+    def is_depthwise(self) -> bool:
+        """Whether each channel has one filter of its own."""
+        return self.weight.shape[:2] == (self.channels, 1) and self.channels > 1
+
 
 @dataclass(frozen=True, slots=True)
 class Layout:
@@ -143,7 +148,10 @@ def columns(
         "taps": draft.constants.add(_tap_offsets(layer, layout, taps)),
         "n_taps": len(taps),
         "run_steps": -(-runs.shape[-1] // layout.step),
-        **_sizes(layer),
+        "groups": groups,
+        "group_in": layer.weight.shape[-1],
+        "group_out": outs,
+        **spatial_columns(layer),
         "x_zero": layer.x_zero,
         "band": layout.band,
         "chunk": CHUNK if packed.size <= FEW_WEIGHTS_BYTES else 1 << 40,
@@ -159,8 +167,8 @@ def columns(
     }
 
 
-def _sizes(layer: Layer) -> dict[str, Cell]:
-    """Columns of sizes and strides."""
+def spatial_columns(layer: Layer) -> dict[str, Cell]:
+    """Sizes and strides of x, y and the window, and the batch."""
     window, image = layer.window, layer.image
     pairs = {
         "in": image.sizes,
@@ -172,9 +180,6 @@ def _sizes(layer: Layer) -> dict[str, Cell]:
     }
     return {
         "batch": image.batch,
-        "groups": layer.weight.shape[0],
-        "group_in": layer.weight.shape[-1],
-        "group_out": layer.weight.shape[1],
         "x_n": image.strides[0],
         "y_n": layer.target.strides[0],
         **{f"{name}_{axis}": n[i] for name, n in pairs.items() for i, axis in enumerate("hw")},
@@ -184,7 +189,7 @@ def _sizes(layer: Layer) -> dict[str, Cell]:
 def _params(layer: Layer, numbers: dict[str, Array] | None) -> Array:
     """Numbers of the epilogue, group by group; where there is no fixed point the bias alone."""
     groups, outs = layer.weight.shape[:2]
-    bias = _bias(layer)
+    bias = bias_without_zero(layer)
     zeros = np.zeros(bias.size, np.int64)
     names = ("multiplier", "rounding", "shift")
     arrays = [bias, *(numbers[name] if numbers else zeros for name in names)]
@@ -220,7 +225,7 @@ def _runs(layer: Layer) -> tuple[list[tuple[int, int]], Array]:
     return taps, weight.reshape(groups, outs, k_h * k_w, channels)
 
 
-def _bias(layer: Layer) -> Array:
+def bias_without_zero(layer: Layer) -> Array:
     """The bias less what the zero point of x adds to every sum; wraps around as int32 does."""
     sums = layer.weight.astype(np.int64).sum(axis=(2, 3, 4)).ravel()
     return (layer.bias.astype(np.int64) - layer.x_zero * sums).astype(np.int32)
@@ -241,12 +246,22 @@ def fixed_point(
     more = np.maximum(epilogue.LEAST_SHIFT - numbers["shift"], 0)
     multiplier = numbers["multiplier"].astype(np.int64) << more
     rounding, shift = numbers["rounding"] << more, numbers["shift"] + more
-    sizes = np.abs(layer.weight.astype(np.int64)).sum(axis=(2, 3, 4)).ravel()
-    most = 255.0 * sizes + np.abs(layer.bias.astype(np.float64))
+    most = _largest(layer)
     results = np.ldexp(most * multiplier + np.abs(rounding.astype(np.float64)), -shift)
-    if not ((most < 2**31) & (multiplier < 2**31) & (results < 2**30)).all():
+    # Sums that may wrap around count nothing where the code is the same whatever they are.
+    exact = (most < 2**31) | (multiplier == 0)
+    if not (exact & (multiplier < 2**31) & (results < 2**30)).all():
         return None
     return {"multiplier": multiplier, "rounding": rounding, "shift": shift}
+
+
+def _largest(layer: Layer) -> Array:
+    """The largest absolute sum of each channel with its bias, whatever x is; float64, exact."""
+    weight = layer.weight.astype(np.int64)
+    ends = np.stack([weight * (code - layer.x_zero) for code in (0, 255)])
+    low, high = (edge.sum(axis=(2, 3, 4)).ravel() for edge in (ends.min(axis=0), ends.max(axis=0)))
+    bias = layer.bias.astype(np.int64)
+    return np.maximum(np.abs(low + bias), np.abs(high + bias)).astype(np.float64)
 
 
 def _layout(layer: Layer, kernel: str) -> Layout:

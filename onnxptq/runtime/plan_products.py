@@ -11,7 +11,7 @@ from onnxptq.kernels.depthwise import depthwise_scratch_bytes
 from onnxptq.kernels.matmul import matmul_scratch_bytes
 from onnxptq.program import Instr
 from onnxptq.requant import Requant
-from onnxptq.runtime import plan_conv, plan_elementwise, plan_sums
+from onnxptq.runtime import plan_conv, plan_depthwise, plan_elementwise, plan_sums
 from onnxptq.runtime.draft import Array, Cell, Draft, Shape, View
 from onnxptq.runtime.plan_requant import bias_place, each, ending, fixed_point_numbers
 from onnxptq.runtime.window import (
@@ -26,6 +26,8 @@ from onnxptq.runtime.window import (
 
 MAC_WORK = 16
 """Multiplications that count as one unit of work."""
+DEPTHWISE_MAC_WORK = 5
+"""Of the fast depthwise kernel, which spends more time on a sum than on its terms."""
 
 
 def _steps(instr: Instr) -> Array:
@@ -49,7 +51,7 @@ def conv(draft: Draft, instr: Instr) -> None:
     window = conv_window(instr, image.sizes, kernel)
     depthwise = groups == filters == image.channels and groups > 1
     group_out = filters // groups
-    if not depthwise and _conv_u8s8(draft, instr, image, window, weight):
+    if _conv_u8s8(draft, instr, image, window, weight):
         return
     target = make_image(draft, instr, image, (filters, *window.out))
     if depthwise:
@@ -96,6 +98,9 @@ def _conv_u8s8(draft: Draft, instr: Instr, image: Image, window: Window, weight:
     )
     if not plan_conv.fits(layer):
         return False
+    if layer.is_depthwise:
+        _depthwise(draft, instr, layer, draft.make(instr.outputs[0], shape))
+        return True
     numbers = _fixed_point(draft, instr, layer)
     places: dict[str, Cell] = _joined_sum(draft, instr, shape) if numbers else {}
     if not places:
@@ -103,6 +108,23 @@ def _conv_u8s8(draft: Draft, instr: Instr, image: Image, window: Window, weight:
     places["x"] = draft.read(instr.inputs[0])
     _layer(draft, instr, layer, numbers, places)
     return True
+
+
+def _depthwise(draft: Draft, instr: Instr, layer: plan_conv.Layer, target: View) -> None:
+    """A row of the fast kernel of one filter a channel."""
+    found, numbers = instr.requant, dict[str, Array]()
+    if found is not None:
+        assert isinstance(found, Requant)
+        sign = draft.sign(instr.outputs[0])
+        numbers = fixed_point_numbers(found, layer.channels, sign)
+    columns: dict[str, Cell] = {
+        "x": draft.read(instr.inputs[0]),
+        "y": target,
+        **plan_depthwise.columns(draft, layer, found, numbers),
+        **ending(draft, instr, layer.channels),
+    }
+    work = target.size * math.prod(layer.window.kernel) // DEPTHWISE_MAC_WORK
+    draft.row("depthwise_u8s8", columns, work)
 
 
 def _biases(instr: Instr, channels: int) -> Array:

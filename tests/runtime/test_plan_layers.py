@@ -26,6 +26,17 @@ CONVS: dict[str, tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]] = {
     "dilated": ((1, 2, 9, 9), (3, 2, 3, 3), {"dilations": (2, 3), "pads": (2, 3, 2, 3)}),
     "groups": ((1, 6, 5, 5), (9, 2, 3, 3), {"group": 3}),
     "depthwise": ((2, 5, 6, 7), (5, 1, 3, 3), {"group": 5, "pads": (1, 1, 1, 1)}),
+    "depthwise 5x5": ((1, 48, 9, 7), (48, 1, 5, 5), {"group": 48, "pads": (2, 2, 2, 2)}),
+    "depthwise with steps": (
+        (1, 32, 8, 9),
+        (32, 1, 3, 4),
+        {"group": 32, "strides": (2, 2), "pads": (1, 0, 1, 2)},
+    ),
+    "depthwise, dilated": (
+        (2, 33, 9, 8),
+        (33, 1, 3, 2),
+        {"group": 33, "dilations": (2, 3), "pads": (0, 3, 2, 3)},
+    ),
     "two filters a channel": ((1, 4, 5, 5), (8, 1, 3, 3), {"group": 4}),
     "1x1": ((1, 16, 3, 3), (33, 16, 1, 1), {}),
     "1x1 with stride": ((1, 16, 4, 5), (8, 16, 1, 1), {"strides": (2, 2)}),
