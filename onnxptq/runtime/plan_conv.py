@@ -1,5 +1,6 @@
 """Rows of convolutions of uint8 codes and int8 weights, channels last: packing and bands."""
 
+import dataclasses
 import math
 from dataclasses import dataclass
 
@@ -233,8 +234,11 @@ def bias_without_zero(layer: Layer) -> Array:
 
 def fixed_point(
     layer: Layer, requant: Requant, numbers: dict[str, Array]
-) -> dict[str, Array] | None:
-    """The numbers for the epilogue, if all channels are fixed point and their results fit 32 bits.
+) -> tuple[Layer, dict[str, Array]] | None:
+    """The layer and the numbers for the epilogue, if it can make the codes of all channels.
+
+    They have to be fixed point, with results that fit 32 bits. Where a shift is less than the
+    epilogue's least, the multiplier or the weights, which have room at few bits, take the rest.
 
     Args:
         layer: The convolution.
@@ -243,16 +247,28 @@ def fixed_point(
     """
     if (requant.form != Form.FIXED_POINT).any():
         return None
-    more = np.maximum(epilogue.LEAST_SHIFT - numbers["shift"], 0)
-    multiplier = numbers["multiplier"].astype(np.int64) << more
-    rounding, shift = numbers["rounding"] << more, numbers["shift"] + more
-    most = _largest(layer)
+    up = np.maximum(epilogue.LEAST_SHIFT - numbers["shift"], 0)
+    multiplier = numbers["multiplier"].astype(np.int64)
+    of_weights = np.where(multiplier << up < 2**31, 0, up)
+    scaled = _scaled(layer, of_weights)
+    multiplier <<= up - of_weights
+    rounding, shift = numbers["rounding"] << up, numbers["shift"] + up
+    most = _largest(scaled)
     results = np.ldexp(most * multiplier + np.abs(rounding.astype(np.float64)), -shift)
     # Sums that may wrap around count nothing where the code is the same whatever they are.
     exact = (most < 2**31) | (multiplier == 0)
-    if not (exact & (multiplier < 2**31) & (results < 2**30)).all():
+    if not (exact & (results < 2**30)).all() or not fits(scaled):
         return None
-    return {"multiplier": multiplier, "rounding": rounding, "shift": shift}
+    return scaled, {"multiplier": multiplier, "rounding": rounding, "shift": shift}
+
+
+def _scaled(layer: Layer, bits: Array) -> Layer:
+    """The layer with sums of each channel times a power of two."""
+    if not bits.any():
+        return layer
+    each = bits.reshape(layer.weight.shape[:2])[:, :, None, None, None]
+    weight, bias = layer.weight.astype(np.int64) << each, layer.bias.astype(np.int64) << bits
+    return dataclasses.replace(layer, weight=weight, bias=bias)
 
 
 def _largest(layer: Layer) -> Array:

@@ -26,8 +26,6 @@ from onnxptq.runtime.window import (
 
 MAC_WORK = 16
 """Multiplications that count as one unit of work."""
-DEPTHWISE_MAC_WORK = 5
-"""Of the fast depthwise kernel, which spends more time on a sum than on its terms."""
 
 
 def _steps(instr: Instr) -> Array:
@@ -98,33 +96,15 @@ def _conv_u8s8(draft: Draft, instr: Instr, image: Image, window: Window, weight:
     )
     if not plan_conv.fits(layer):
         return False
-    if layer.is_depthwise:
-        _depthwise(draft, instr, layer, draft.make(instr.outputs[0], shape))
-        return True
-    numbers = _fixed_point(draft, instr, layer)
-    places: dict[str, Cell] = _joined_sum(draft, instr, shape) if numbers else {}
+    layer, numbers = _fixed_point(draft, instr, layer)
+    places: dict[str, Cell] = {}
+    if numbers and not layer.is_depthwise:
+        places = _joined_sum(draft, instr, shape)
     if not places:
         places = {"y": draft.make(instr.outputs[0], shape)}
     places["x"] = draft.read(instr.inputs[0])
     _layer(draft, instr, layer, numbers, places)
     return True
-
-
-def _depthwise(draft: Draft, instr: Instr, layer: plan_conv.Layer, target: View) -> None:
-    """A row of the fast kernel of one filter a channel."""
-    found, numbers = instr.requant, dict[str, Array]()
-    if found is not None:
-        assert isinstance(found, Requant)
-        sign = draft.sign(instr.outputs[0])
-        numbers = fixed_point_numbers(found, layer.channels, sign)
-    columns: dict[str, Cell] = {
-        "x": draft.read(instr.inputs[0]),
-        "y": target,
-        **plan_depthwise.columns(draft, layer, found, numbers),
-        **ending(draft, instr, layer.channels),
-    }
-    work = target.size * math.prod(layer.window.kernel) // DEPTHWISE_MAC_WORK
-    draft.row("depthwise_u8s8", columns, work)
 
 
 def _biases(instr: Instr, channels: int) -> Array:
@@ -133,14 +113,16 @@ def _biases(instr: Instr, channels: int) -> Array:
     return each(bias, channels)
 
 
-def _fixed_point(draft: Draft, instr: Instr, layer: plan_conv.Layer) -> dict[str, Array] | None:
-    """The numbers of the epilogue, where it can make the codes."""
+def _fixed_point(
+    draft: Draft, instr: Instr, layer: plan_conv.Layer
+) -> tuple[plan_conv.Layer, dict[str, Array] | None]:
+    """The layer and the numbers of the epilogue, where it can make the codes."""
     if instr.requant is None:
-        return None
+        return layer, None
     assert isinstance(instr.requant, Requant)
     sign = draft.sign(instr.outputs[0])
     stored = fixed_point_numbers(instr.requant, layer.bias.size, sign)
-    return plan_conv.fixed_point(layer, instr.requant, stored)
+    return plan_conv.fixed_point(layer, instr.requant, stored) or (layer, None)
 
 
 def _layer(
@@ -151,12 +133,13 @@ def _layer(
     places: dict[str, Cell],
 ) -> None:
     """A row of the fastest kernel for a layer; `places` has x, y and what a sum reads."""
+    columns: dict[str, Cell] = {**ending(draft, instr, layer.bias.size), **places}
+    if layer.is_depthwise:
+        columns |= plan_depthwise.columns(draft, layer, numbers)
+        draft.row(plan_depthwise.KERNEL, columns, plan_depthwise.work_of(layer))
+        return
     layout = plan_conv.choose(layer)
-    columns: dict[str, Cell] = {
-        **plan_conv.columns(draft, layer, layout, numbers),
-        **ending(draft, instr, layer.bias.size),
-        **places,
-    }
+    columns = {**plan_conv.columns(draft, layer, layout, numbers), **columns}
     draft.row(layout.kernel, columns, plan_conv.work_of(layer, layout))
 
 
@@ -212,7 +195,7 @@ def _product(draft: Draft, instr: Instr, matrix: Array, m: int, places: tuple[Vi
     )
     if not plan_conv.fits(layer):
         return False
-    numbers = _fixed_point(draft, instr, layer)
+    layer, numbers = _fixed_point(draft, instr, layer)
     both: dict[str, Cell] = {"x": places[0], "y": places[1]}
     _layer(draft, instr, layer, numbers, both)
     return True
