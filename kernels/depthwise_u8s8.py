@@ -9,6 +9,14 @@ Where a tap of a column lies is worked out ahead, see `Columns`. Mostly it is on
 where some of it is outside of x, or the step of the window tears it apart, it is put together in
 scratch first. The interleaving leaves a vector with every fourth group of four channels, in
 `epilogue.ORDER`, and the packing to bytes at the end undoes that.
+
+Versions tried (one thread of a Xeon 2.6 GHz with AVX512-VNNI, 2026-11, GMAC/s):
+                                        3x3 56x56x144   3x3 s2 28x28x144   5x5 28x28x240
+    depthwise.py, products of int16                 6                  6               3
+    all lines of a window for each of y            34                 24              39
+    each line of x once, steps of 1 only           64                 25              85
+    steps of 2 too, torn columns joined            64                 32              85
+    columns of a pixel overlap instead             64                 38              85
 """
 
 from collections.abc import Callable, Sequence
@@ -31,6 +39,8 @@ I64 = npt.NDArray[np.int64]
 
 BLOCK = epilogue.BLOCK
 """Bytes of a column's line."""
+SLOT_LINE = 2 * BLOCK
+"""Bytes of a line of a copied tap: pieces are 64 bytes, wherever in the first 64 they begin."""
 VECTORS = BLOCK // mk.LANES
 QUAD = 4
 """Taps of a lane."""
@@ -92,34 +102,39 @@ class Line:
         return -(-self.kernel // QUAD)
 
     @property
-    def phase_step(self) -> int:
-        """Distance of the channels that columns begin at."""
-        return int(np.gcd(self.channels, BLOCK)) if self.joined else BLOCK
-
-    @property
-    def phases(self) -> int:
-        """How many different columns there are as to channels."""
-        return -(-self.channels // self.phase_step)
-
-    @property
     def joined(self) -> bool:
         """Whether a column may hold channels of several pixels.
 
-        With odd numbers of channels there would be a column of weights for each channel.
+        With odd numbers of channels there would be other weights for each column; where windows
+        step over pixels, most columns would have to be put together, which takes longer than what
+        two columns of a pixel compute twice.
         """
-        return self.channels % mk.LANES == 0 and self.channels * self.out_w >= BLOCK
+        fits = self.channels % mk.LANES == 0 and self.channels * self.out_w >= BLOCK
+        return fits and (self.stride == 1 or self.channels < BLOCK or self.channels % BLOCK == 0)
+
+    @property
+    def starts(self) -> list[int]:
+        """The first channels that columns may have: the same one, the same weights."""
+        if self.joined:
+            return [*range(0, self.channels, int(np.gcd(self.channels, BLOCK)))]
+        return _starts(self.channels)
 
     @property
     def slot_bytes(self) -> int:
-        """Scratch of a copied tap; 64 bytes are written at a time."""
-        return BLOCK * (self.in_h + 1)
+        """Scratch of a copied tap; a loop over lines runs at least once."""
+        return SLOT_LINE * max(self.in_h, 1)
 
-    def channels_of(self, phase: int) -> I64:
+    def channels_of(self, start: int) -> I64:
         """Channel of each of the 64 bytes of a column, [64]; -1 where there is none."""
-        channels = phase * self.phase_step + np.arange(BLOCK)
+        channels = start + np.arange(BLOCK)
         if self.joined:
             return channels % self.channels
         return np.where(channels < self.channels, channels, -1)
+
+
+def _starts(size: int) -> list[int]:
+    """Where to begin to cover so many bytes by blocks; the last one covers some once more."""
+    return [*range(0, size - BLOCK, BLOCK), max(size - BLOCK, 0)]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -143,14 +158,12 @@ class Columns:
 
 def columns_of(line: Line) -> Columns:
     """Cut a line into columns: neighbouring bytes if `joined`, else each pixel by itself."""
-    width, table = line.channels * line.out_w, list[list[int]]()
-    copies, pieces = list[list[int]](), list[list[int]]()
+    table, copies, pieces = list[list[int]](), list[list[int]](), list[list[int]]()
+    phases = {start: phase for phase, start in enumerate(line.starts)}
     if line.joined:
-        places = [*range(0, width - BLOCK, BLOCK), width - BLOCK]
+        places = _starts(line.channels * line.out_w)
     else:
-        places = [
-            w * line.channels + c for w in range(line.out_w) for c in range(0, line.channels, BLOCK)
-        ]
+        places = [w * line.channels + c for w in range(line.out_w) for c in phases]
     for place in places:
         channel = place % line.channels
         count = BLOCK if line.joined else min(BLOCK, line.channels - channel)
@@ -168,7 +181,7 @@ def columns_of(line: Line) -> Columns:
             pieces += found
             taps += [IN_COPY, slot]
         n_copies = len(copies) - first
-        table.append([place, channel, count, channel // line.phase_step, first, n_copies, *taps])
+        table.append([place, channel, count, phases[channel], first, n_copies, *taps])
     slots = max((column[N_COPIES] for column in table), default=0)
     return Columns(
         np.array(table, np.int64),
@@ -219,8 +232,8 @@ def pack(line: Line, weight: I16, params: Sequence[npt.NDArray[np.integer]]) -> 
     full = np.zeros((k_h, QUAD * line.quads, weight.shape[2] + 1), np.int8)
     full[:, :k_w, :-1] = weight  # the channel behind the last is none
     blocks: list[U8] = []
-    for phase in range(line.phases):
-        channels = line.channels_of(phase)
+    for start in line.starts:
+        channels = line.channels_of(start)
         lanes = full[:, :, channels[epilogue.ORDER]]  # [k_h, taps, VECTORS, 16]
         lanes = lanes.reshape(k_h, line.quads, QUAD, VECTORS, mk.LANES)
         blocks.append(np.ascontiguousarray(np.moveaxis(lanes, 2, -1)).view(np.uint8).ravel())
@@ -358,12 +371,14 @@ def _tap(builder: mk.Builder, taps: mk.Vector, number: int) -> tuple[mk.Vector, 
     return address, step
 
 
-def _walk(k_h: int, quads: int) -> Callable[..., None]:
-    """Microkernel of windows of so many lines, one line from each other.
+def _walk(k_h: int, s_h: int, quads: int) -> Callable[..., None]:
+    """Microkernel of windows of so many lines, `s_h` lines from each other.
 
-    The sums of k_h - 1 lines are carried on; each line of x goes into all of them.
+    Each line of x goes into the sums of all windows that it is in; those that are not yet complete
+    are carried on.
     """
-    many = k_h * quads > 3  # more weights than registers
+    windows = -(-k_h // s_h)
+    kept = k_h * quads <= 3  # weights stay in registers
 
     @mk.microkernel(*_WALK)
     def walk(builder: mk.Builder, *values: mk.Vector) -> None:
@@ -371,42 +386,46 @@ def _walk(k_h: int, quads: int) -> Callable[..., None]:
         places = [_tap(builder, taps, t) for t in range(QUAD * quads)]
         params = mk.at(builder, block, BLOCK * QUAD * quads * k_h)
 
-        def weight(builder: mk.Builder, line: int, quad: int, v: int) -> mk.Vector:
+        def weight(line: int, quad: int, v: int) -> mk.Vector:
             at = BLOCK * ((line * quads + quad) * VECTORS + v)
             return mk.load(builder, mk.at(builder, block, at), mk.BYTES)
 
-        kept = {
-            (i, q, v): weight(builder, i, q, v)
-            for i, q, v in np.ndindex(k_h, quads, VECTORS)
-            if not many
-        }
+        weights = {key: weight(*key) for key in np.ndindex(k_h, quads, VECTORS) if kept}
         start = _biases(builder, params)
 
-        def line(
+        def step(
             builder: mk.Builder, turn: mk.Vector, carried: Sequence[mk.Vector]
         ) -> Sequence[mk.Vector]:
-            at = builder.add(turn, first)
+            # The sums of the oldest window stand first.
             sums = [*carried, *_biases(builder, params)]
-            for q in range(quads):
+            top = builder.add(builder.mul(turn, mk.number(s_h)), first)
+            for line, q in np.ndindex(s_h, quads):
                 quad = places[QUAD * q : QUAD * (q + 1)]
-                codes = _interleaved(builder, quad, at, inside, border)
-                for j, v in np.ndindex(k_h, VECTORS):
-                    key = (k_h - 1 - j, q, v)
-                    w = weight(builder, *key) if many else kept[key]
-                    sums[VECTORS * j + v] = mk.dot4(builder, sums[VECTORS * j + v], codes[v], w)
-            row = builder.sub(turn, mk.number(k_h - 1))
+                codes = _interleaved(builder, quad, mk.at(builder, top, line), inside, border)
+                for w, v in np.ndindex(windows, VECTORS):
+                    key = ((windows - 1 - w) * s_h + line, q, v)
+                    if key[0] < k_h:
+                        factors = weights[key] if kept else weight(*key)
+                        i = VECTORS * w + v
+                        sums[i] = mk.dot4(builder, sums[i], codes[v], factors)
+            row = builder.sub(turn, mk.number(windows - 1))
             with builder.if_then(builder.icmp_signed(">=", row, mk.number(0)), likely=True):
                 address = builder.add(to, builder.mul(row, to_step))
                 _ending(builder, sums[:VECTORS], params, address, limits)
             return sums[VECTORS:]
 
-        lines = builder.add(rows, mk.number(k_h - 1))
-        mk.loop(builder, lines, start * (k_h - 1), line)
+        steps = builder.add(rows, mk.number(windows - 1))
+        mk.loop(builder, steps, start * (windows - 1), step)
 
     return walk
 
 
-_walk_3, _walk_5 = _walk(3, 1), _walk(5, 2)
+_walk_3, _walk_3_2, _walk_5, _walk_5_2 = (
+    _walk(3, 1, 1),
+    _walk(3, 2, 1),
+    _walk(5, 1, 2),
+    _walk(5, 2, 2),
+)
 
 
 @mk.microkernel(*_WALK, "k_h", "s_h", "d_h", "quads")
@@ -447,33 +466,19 @@ def _step(builder: mk.Builder, *values: mk.Vector) -> None:
     mk.loop(builder, rows, [], row)
 
 
-@mk.microkernel("pieces", "count", "x", "x_step", "border", "lines", "to")
-def _join(builder: mk.Builder, *values: mk.Vector) -> None:
-    """Put the pieces of a tap together, 64 bytes a line of x; up to 64 bytes more are written.
+@mk.microkernel("source", "step", "to", "lines")
+def _copy(builder: mk.Builder, *values: mk.Vector) -> None:
+    """Copy 64 bytes of each line, `step` bytes apart, to every other 64 bytes."""
+    source, step, to, lines = values
 
-    pieces: address of i64 [count, 3], see `Columns`.
-    """
-    pieces, count, x, x_step, border, lines, to = values
+    def line(
+        builder: mk.Builder, _: mk.Vector, carried: Sequence[mk.Vector]
+    ) -> Sequence[mk.Vector]:
+        source, to = carried
+        mk.store(builder, mk.load(builder, source, mk.BYTES), to)
+        return [builder.add(source, step), mk.at(builder, to, SLOT_LINE)]
 
-    def line(builder: mk.Builder, turn: mk.Vector, _: Sequence[mk.Vector]) -> Sequence[mk.Vector]:
-        source = builder.add(x, builder.mul(turn, x_step))
-        target = builder.add(to, builder.mul(turn, mk.number(BLOCK)))
-
-        def piece(builder: mk.Builder, i: mk.Vector, _: Sequence[mk.Vector]) -> Sequence[mk.Vector]:
-            at = builder.add(pieces, builder.mul(i, mk.number(24)))
-            start, kind, offset = (
-                mk.load(builder, mk.at(builder, at, 8 * place), mk.I64) for place in range(3)
-            )
-            in_x = builder.icmp_signed("==", kind, mk.number(IN_X))
-            address = builder.select(in_x, builder.add(source, offset), border)
-            codes = mk.load(builder, address, mk.BYTES)
-            mk.store(builder, codes, builder.add(target, start))
-            return []
-
-        mk.loop(builder, count, [], piece)
-        return []
-
-    mk.loop(builder, lines, [], line)
+    mk.loop(builder, lines, [source, to], line)
 
 
 @lean_jit
@@ -526,11 +531,15 @@ def _column(row: I64, arena: U8, consts: U8, image: int, column: I64, thread: in
     border, first, inside, rows = numbers + row[BORDER], -row[P_H], row[IN_H], row[OUT_H]
     to += memory
     fixed, lo, hi = row[FIXED], row[requantize.LO], row[requantize.HI]
-    plain = row[S_H] == 1 and row[D_H] == 1
     taps += memory
-    if plain and row[K_H] == 3 and quads == 1:
+    known = row[S_H] if row[D_H] == 1 else 0  # what a walk is made for
+    if known == 2 and row[K_H] == 3 and quads == 1:
+        _walk_3_2(taps, block, border, first, inside, rows, to, to_step, fixed, lo, hi)
+    elif known == 2 and row[K_H] == 5 and quads == 2:
+        _walk_5_2(taps, block, border, first, inside, rows, to, to_step, fixed, lo, hi)
+    elif known == 1 and row[K_H] == 3 and quads == 1:
         _walk_3(taps, block, border, first, inside, rows, to, to_step, fixed, lo, hi)
-    elif plain and row[K_H] == 5 and quads == 2:
+    elif known == 1 and row[K_H] == 5 and quads == 2:
         _walk_5(taps, block, border, first, inside, rows, to, to_step, fixed, lo, hi)
     else:
         k_h, s_h, d_h = row[K_H], row[S_H], row[D_H]
@@ -551,8 +560,13 @@ def _resolve(
     x, border = memory + row[X] + image * row[X_N], numbers + row[BORDER]
     for c in range(column[FIRST_COPY], column[FIRST_COPY] + column[N_COPIES]):
         copy = consts[row[COPIES] + 24 * c : row[COPIES] + 24 * c + 24].view(np.int64)
-        pieces = numbers + row[PIECES] + 24 * copy[1]
-        _join(pieces, copy[2], x, row[X_H], border, row[IN_H], memory + copied + copy[0])
+        for p in range(copy[1], copy[1] + copy[2]):
+            piece = consts[row[PIECES] + 24 * p : row[PIECES] + 24 * p + 24].view(np.int64)
+            to = memory + copied + copy[0] + piece[0]
+            if piece[1] == IN_X:
+                _copy(x + piece[2], row[X_H], to, row[IN_H])
+            else:
+                _copy(border, 0, to, row[IN_H])
     count = (column.size - TAPS) // 2
     table = arena[taps : taps + 16 * count].view(np.int64)
     for t in range(count):
@@ -562,7 +576,7 @@ def _resolve(
         elif kind == IN_BORDER:
             table[2 * t], table[2 * t + 1] = border, 0
         else:
-            table[2 * t], table[2 * t + 1] = memory + copied + offset, BLOCK
+            table[2 * t], table[2 * t + 1] = memory + copied + offset, SLOT_LINE
 
 
 @lean_jit

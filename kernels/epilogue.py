@@ -91,12 +91,13 @@ def sum_naive(numbers: I64, code: int, addend: int) -> int:
 
 
 def block_params_of(bias: I32, multiplier: I32, rounding: I64, shift: I64) -> U8:
-    """The numbers of 64 channels as `block_codes` reads them; shifts are at least 32."""
+    """The numbers of 64 channels as `block_codes` reads them; a shift below 32 counts as 32."""
     pairs = [
         numbers.astype(np.int64)[ORDER].reshape(-1, LANES // 2, 2).transpose(0, 2, 1)
         for numbers in (multiplier, rounding)
     ]
-    small = [numbers[ORDER].astype(np.int32) for numbers in (bias, shift - LEAST_BLOCK_SHIFT)]
+    rest = np.maximum(shift - LEAST_BLOCK_SHIFT, 0)
+    small = [numbers[ORDER].astype(np.int32) for numbers in (bias, rest)]
     arrays = (small[0], *pairs, small[1])
     return np.concatenate([np.ascontiguousarray(array).view(np.uint8).ravel() for array in arrays])
 

@@ -22,17 +22,19 @@ def columns(
     """
     window, line = layer.window, _line(layer)
     found = kernel.columns_of(line)
-    bias = bias_without_zero(layer)
-    fixed = requant is not None and _is_fixed(requant)
-    if not fixed:
+    weight, bias = layer.weight[:, 0, :, :, 0], bias_without_zero(layer)
+    numbers = numbers if requant is not None and _all_fixed(requant) else {}
+    shifted = _shifted(layer, numbers) if numbers else None
+    if shifted is not None:
+        weight, bias, numbers = shifted
+    else:
         least = np.full(bias.size, epilogue.LEAST_BLOCK_SHIFT)
-        numbers = {"multiplier": 0 * bias, "rounding": 0 * bias, "shift": least}
-    weight = np.moveaxis(layer.weight[:, 0, :, :, 0], 0, -1)
+        numbers = {"multiplier": 0 * least, "rounding": 0 * least, "shift": least}
     ending = [bias, numbers["multiplier"], numbers["rounding"], numbers["shift"]]
     scratch = kernel.scratch_bytes(line, window.out[0], found.slots)
     add = draft.constants.add
     return {
-        "weight": add(kernel.pack(line, weight, ending)),
+        "weight": add(kernel.pack(line, np.moveaxis(weight, 0, -1), ending)),
         "border": add(np.full(kernel.BLOCK, layer.x_zero, np.uint8)),
         "columns": add(found.table),
         "n_columns": len(found.table),
@@ -45,7 +47,7 @@ def columns(
         "d_w": window.dilations[1],
         **spatial_columns(layer),
         "x_zero": layer.x_zero,
-        "fixed": int(fixed),
+        "fixed": int(shifted is not None),
         **draft.scratch(scratch),
     }
 
@@ -65,7 +67,30 @@ def _line(layer: Layer) -> kernel.Line:
     )
 
 
-def _is_fixed(requant: Requant) -> bool:
-    """Whether all channels are fixed point of a shift that the kernel takes in two steps."""
-    fixed = (requant.form == Form.FIXED_POINT).all()
-    return bool(fixed and (requant.shift >= epilogue.LEAST_BLOCK_SHIFT).all())
+def _all_fixed(requant: Requant) -> bool:
+    return bool((requant.form == Form.FIXED_POINT).all())
+
+
+def _shifted(
+    layer: Layer, numbers: dict[str, Array]
+) -> tuple[Array, Array, dict[str, Array]] | None:
+    """Weights, bias and numbers of channels whose shifts all are what the kernel needs at least.
+
+    Where one is less, all of the channel is times a power of two; weights of few bits have room.
+    None if some have not.
+    """
+    up = np.maximum(epilogue.LEAST_BLOCK_SHIFT - numbers["shift"], 0)
+    weight = layer.weight[:, 0, :, :, 0].astype(np.int64)
+    bias = layer.bias - layer.x_zero * weight.sum(axis=(1, 2))
+    most = 255 * np.abs(weight).sum(axis=(1, 2)) + np.abs(bias)
+    room = (np.ldexp(most, up) < 2**31) & (np.ldexp(np.abs(numbers["rounding"]), up) < 2**62)
+    weight = weight << up[:, None, None]
+    inside = (weight >= -128) & (weight <= 127)
+    if not ((room & inside.all(axis=(1, 2))) | (up == 0)).all():
+        return None
+    numbers = {
+        "multiplier": numbers["multiplier"],
+        "rounding": numbers["rounding"] << up,
+        "shift": numbers["shift"] + up,
+    }
+    return weight.astype(np.int16), (bias << up).astype(np.int32), numbers

@@ -116,8 +116,7 @@ def conv(draft: Draft, instr: Instr) -> None:
         )
     window = conv_window(instr, image.sizes, kernel)
     target = make_image(draft, instr, image, (filters, *window.out))
-    depthwise = groups == filters == image.channels and groups > 1
-    group_out = filters // groups
+    depthwise, group_out = _is_depthwise(instr, weight), filters // groups
     if target.size and _conv_u8s8(draft, instr, image, window, weight):
         return
     if depthwise:
@@ -148,6 +147,12 @@ def conv(draft: Draft, instr: Instr) -> None:
         draft.row("depthwise" if depthwise else "conv", columns, target.size * taps // MAC_WORK)
 
 
+def _is_depthwise(instr: Instr, weight: Array) -> bool:
+    """Whether each channel has one filter of its own; weight is [M, C/group, ...]."""
+    groups = instr.int("group")
+    return groups > 1 and weight.shape[:2] == (groups, 1)
+
+
 def _conv_u8s8(draft: Draft, instr: Instr, image: Image, window: Window, weight: Array) -> bool:
     """A row of the fast kernel, if it can compute this; `weight` is [M, C/group, k_h, k_w]."""
     if len(window.kernel) != 2:
@@ -171,7 +176,7 @@ def _conv_u8s8(draft: Draft, instr: Instr, image: Image, window: Window, weight:
     if found is not None:
         assert isinstance(found, Requant)
         numbers = fixed_point_numbers(found, filters, draft.sign(instr.outputs[0]))
-    depthwise = groups == filters == image.channels and groups > 1
+    depthwise = _is_depthwise(instr, weight)
     plan = plan_depthwise if depthwise else plan_conv
     columns = {
         "x": draft.read(instr.inputs[0]),
