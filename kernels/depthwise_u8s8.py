@@ -121,8 +121,8 @@ class Line:
 
     @property
     def slot_bytes(self) -> int:
-        """Scratch of a copied tap."""
-        return SLOT_LINE * self.in_h
+        """Scratch of a copied tap; a loop over lines runs at least once."""
+        return SLOT_LINE * max(self.in_h, 1)
 
     def channels_of(self, start: int) -> I64:
         """Channel of each of the 64 bytes of a column, [64]; -1 where there is none."""
@@ -532,7 +532,7 @@ def _column(row: I64, arena: U8, consts: U8, image: int, column: I64, thread: in
     to += memory
     fixed, lo, hi = row[FIXED], row[requantize.LO], row[requantize.HI]
     taps += memory
-    known = row[S_H] if row[D_H] == 1 else 0
+    known = row[S_H] if row[D_H] == 1 else 0  # what a walk is made for
     if known == 2 and row[K_H] == 3 and quads == 1:
         _walk_3_2(taps, block, border, first, inside, rows, to, to_step, fixed, lo, hi)
     elif known == 2 and row[K_H] == 5 and quads == 2:

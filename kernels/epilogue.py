@@ -3,8 +3,8 @@
 Convolutions leave a tile of accumulators [rows, >= 16] in scratch; what happens to them afterwards
 is the same whatever made them. All numbers of 16 channels stand together in `consts`.
 
-Even and odd channels are multiplied apart, to 64 bits. Shifts are at least 32, so the result of an
-odd channel is where it belongs when it has been shifted 32 bits less. Four vectors become one of
+Even and odd channels are multiplied apart, to 64 bits. Shifts are at least 32, so the upper halves
+of the products are one vector again before they are shifted by the rest. Four vectors become one of
 bytes, which saturates at 0 and 255 by itself.
 
 Versions tried (56x56x256 codes after tiles, one thread of a Xeon with AVX-512, 2026-11), ns a code:
@@ -24,9 +24,9 @@ I32 = npt.NDArray[np.int32]
 I64 = npt.NDArray[np.int64]
 
 LANES = mk.LANES
-# Blocks of 64 bytes: bias i32 [16], then i64 [8] each of even and of odd channels.
+# Bias i32 [16], multiplier and rounding i64 [8] of even and [8] of odd channels, shift less 32 i32.
 BIAS, MULTIPLIER, ROUNDING, SHIFT = 0, 64, 192, 320
-PARAMS_BYTES = 448
+PARAMS_BYTES = 384
 """Of 16 channels."""
 LEAST_SHIFT = 32
 # y = clip((code * MULTIPLIER_Y + addend * MULTIPLIER_B + rounding) >> shift, lo, hi), i64 each,
@@ -76,8 +76,8 @@ def params_of(
 
     put(BIAS, full(bias).astype(np.int32))
     folded = rounding + bias.astype(np.int64) * multiplier
-    less = np.where(np.arange(shift.size) % 2 == 1, shift - LEAST_SHIFT, shift)
-    for place, numbers in ((MULTIPLIER, multiplier), (ROUNDING, folded), (SHIFT, less)):
+    put(SHIFT, full(np.maximum(shift - LEAST_SHIFT, 0)).astype(np.int32))
+    for place, numbers in ((MULTIPLIER, multiplier), (ROUNDING, folded)):
         pairs = full(numbers).reshape(groups, LANES // 2, 2)
         put(place, np.ascontiguousarray(pairs.transpose(0, 2, 1)))
     return block.ravel()
@@ -97,7 +97,7 @@ def code_naive(params: U8, lane: int, acc: int, limits: tuple[int, int]) -> int:
         numbers = params[place : place + 8 * LANES].view(np.int64)
         return int(numbers.reshape(2, LANES // 2)[lane % 2, lane // 2])
 
-    shift = of(SHIFT) + (LEAST_SHIFT if lane % 2 == 1 else 0)
+    shift = LEAST_SHIFT + int(params[SHIFT : SHIFT + 4 * LANES].view(np.int32)[lane])
     return min(max((acc * of(MULTIPLIER) + of(ROUNDING)) >> shift, limits[0]), limits[1])
 
 
@@ -109,12 +109,13 @@ def sum_naive(numbers: I64, code: int, addend: int) -> int:
 
 
 def block_params_of(bias: I32, multiplier: I32, rounding: I64, shift: I64) -> U8:
-    """The numbers of 64 channels as `block_codes` reads them; shifts are at least 32."""
+    """The numbers of 64 channels as `block_codes` reads them; a shift below 32 counts as 32."""
     pairs = [
         numbers.astype(np.int64)[ORDER].reshape(-1, LANES // 2, 2).transpose(0, 2, 1)
         for numbers in (multiplier, rounding)
     ]
-    small = [numbers[ORDER].astype(np.int32) for numbers in (bias, shift - LEAST_BLOCK_SHIFT)]
+    rest = np.maximum(shift - LEAST_BLOCK_SHIFT, 0)
+    small = [numbers[ORDER].astype(np.int32) for numbers in (bias, rest)]
     arrays = (small[0], *pairs, small[1])
     return np.concatenate([np.ascontiguousarray(array).view(np.uint8).ravel() for array in arrays])
 
@@ -152,6 +153,14 @@ def _whole(builder: mk.Builder, even: mk.Vector, odd: mk.Vector) -> mk.Vector:
     return mk.shuffled(builder, one, other, lanes)
 
 
+def _upper(builder: mk.Builder, even: mk.Vector, odd: mk.Vector) -> mk.Vector:
+    """16 x i32 of the high halves of even and of odd lanes."""
+    one, other = builder.bitcast(even, mk.ACC), builder.bitcast(odd, mk.ACC)
+    return mk.shuffled(
+        builder, one, other, [lane for i in range(1, LANES, 2) for lane in (i, LANES + i)]
+    )
+
+
 def _signed(builder: mk.Builder, longs: mk.Vector) -> mk.Vector:
     """The same int32 numbers, so that LLVM sees they are, and multiplies 32 bits to 64."""
     bits = mk.constant(32, mk.LONGS)
@@ -180,21 +189,22 @@ class _Numbers:
     """The numbers of 16 channels."""
 
     def __init__(self, builder: mk.Builder, params: mk.Vector) -> None:
-        factors, self.rounding, self.shift = (
+        factors, self.rounding = (
             [mk.load(builder, mk.at(builder, params, place + 64 * odd), mk.LONGS) for odd in (0, 1)]
-            for place in (MULTIPLIER, ROUNDING, SHIFT)
+            for place in (MULTIPLIER, ROUNDING)
         )
         self.factors = [_signed(builder, factor) for factor in factors]
+        self.shift = mk.load(builder, mk.at(builder, params, SHIFT), mk.ACC)
 
     def results(self, builder: mk.Builder, acc: mk.Vector) -> mk.Vector:
         """Codes before they are clipped."""
-        parts = [
-            builder.ashr(builder.add(builder.mul(half, factor), rounding), shift)
-            for half, factor, rounding, shift in zip(
-                _halves(builder, acc), self.factors, self.rounding, self.shift, strict=True
+        products = [
+            builder.add(builder.mul(half, factor), rounding)
+            for half, factor, rounding in zip(
+                _halves(builder, acc), self.factors, self.rounding, strict=True
             )
         ]
-        return _whole(builder, *parts)
+        return builder.ashr(_upper(builder, *products), self.shift)
 
 
 class _Sum:
@@ -293,9 +303,7 @@ def block_codes(
             factor = builder.ashr(builder.shl(factor, bits), bits)
             product = builder.mul(half, factor)
             products.append(builder.add(product, number(BLOCK_ROUNDING + at, mk.LONGS)))
-        even, odd = (builder.bitcast(product, mk.ACC) for product in products)
-        lanes = [lane for i in range(1, LANES, 2) for lane in (i, LANES + i)]
-        upper = mk.shuffled(builder, even, odd, lanes)
+        upper = _upper(builder, *products)
         results.append(builder.ashr(upper, number(BLOCK_SHIFT + 64 * v, mk.ACC)))
     return _packed(builder, results, lo, hi)
 

@@ -237,7 +237,7 @@ def fixed_point(
 ) -> tuple[Layer, dict[str, Array]] | None:
     """The layer and the numbers for the epilogue, if it can make the codes of all channels.
 
-    They have to be fixed point, with results that fit 32 bits. Where a shift is less than the
+    They have to be fixed point. Where a shift is less than the
     epilogue's least, the multiplier or the weights, which have room at few bits, take the rest.
 
     Args:
@@ -254,10 +254,10 @@ def fixed_point(
     multiplier <<= up - of_weights
     rounding, shift = numbers["rounding"] << up, numbers["shift"] + up
     most = _largest(scaled)
-    results = np.ldexp(most * multiplier + np.abs(rounding.astype(np.float64)), -shift)
+    results = most * multiplier + np.abs(rounding.astype(np.float64))
     # Sums that may wrap around count nothing where the code is the same whatever they are.
     exact = (most < 2**31) | (multiplier == 0)
-    if not (exact & (results < 2**30)).all() or not fits(scaled):
+    if not (exact & (results < 2**62)).all() or not fits(scaled):
         return None
     return scaled, {"multiplier": multiplier, "rounding": rounding, "shift": shift}
 
