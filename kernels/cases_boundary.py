@@ -56,6 +56,16 @@ def quantizes(rng: np.random.Generator) -> Iterator[Arguments]:
             for limits in ((0, 255), (0, 15)):
                 scale, zero = _parameters(rng, shape[1])
                 yield quantize_call(_reals(rng, shape, scale, halves), scale, zero, limits)
+    for size in (64, 300):
+        # Among many numbers some are next to a half, on either side.
+        scale, zero = _parameters(rng, 2)
+        x = _reals(rng, (1, 2, size), scale, True)
+        x = np.nextafter(x, x + rng.choice((-1, 0, 1), x.shape).astype(np.float32))
+        yield quantize_call(x, scale, zero, (0, 255))
+    for scale in (1e-38, 1e-31, 1e31, 3e38):
+        with np.errstate(over="ignore"):
+            x = _reals(rng, (1, 1, 70), np.full(1, scale, np.float32), False)
+        yield quantize_call(x, np.full(1, scale, np.float32), np.zeros(1, np.int32), (0, 255))
 
 
 def quantize_work(rng: np.random.Generator) -> Arguments:

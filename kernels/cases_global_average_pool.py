@@ -52,10 +52,12 @@ def _random(rng: np.random.Generator, shape: tuple[int, int, int], last: bool) -
 
 
 def pools(rng: np.random.Generator) -> Iterator[Arguments]:
-    """Channels around the blocks, one and many pixels, both layouts, no batch."""
+    """Channels around the blocks, one and many pixels, both layouts, no batch, many large codes."""
     for last in (False, True):
         for shape in ((1, 1, 1), (2, 5, 49), (1, 64, 7), (3, 65, 12), (2, 200, 3), (0, 4, 4)):
             yield _random(rng, shape, last)
+    x = np.full((1, 70, 600), 255, np.uint8)
+    yield call(x, np.full(70, 1 / 600, np.float32), (0, 0), np.zeros(5, np.uint8), True)
 
 
 def pool_work(rng: np.random.Generator) -> Arguments:

@@ -76,6 +76,8 @@ def copies(rng: np.random.Generator) -> Iterator[Arguments]:
         yield _copy(rng, (*shape[:-2], shape[-1], shape[-2]), order)
     yield _copy(rng, (2, 35, 67), (0, 2, 1), table=True)
     yield _copy(rng, (3, 4, 19), table=True)
+    yield _copy(rng, (5, 150), table=True)
+    yield _spread(_copy(rng, (5, 150), table=True))
     yield _columns(_copy(rng, (1, 40, 70)))
 
 

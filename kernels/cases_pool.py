@@ -62,7 +62,7 @@ MANY_CHANNELS = (
     Window(1, 40, (3, 5, 6), (2, 3, 3), (1, 1, 1), (1, 2, 1), (0, 2, 0), (1, 2, 0)),
     Window(1, 19, (1, 2, 3), (1, 1, 1), (1, 2, 3), pads=(0, 1, 2), pads_after=(0, 3, 5)),
 )
-"""Of the largest code, channels of a vector and more."""
+"""Channels of a vector and more; in the last, windows without a pixel."""
 
 
 def strides(window: Window, size: Triple, channels_last: bool) -> tuple[int, ...]:
@@ -154,7 +154,7 @@ def average_pools(rng: np.random.Generator) -> Iterator[Arguments]:
     for channels_last in (False, True):
         for include_pad in (False, True):
             for signed in (False, True):
-                for window in WINDOWS:
+                for window in (*WINDOWS, *MANY_CHANNELS[:3]):
                     yield _average(rng, window, channels_last, include_pad, signed)
 
 

@@ -8,7 +8,7 @@ from onnxptq.kernels import table
 from onnxptq.kernels.cases_rows import Arguments, Layout, named
 
 WORK = 56 * 56 * 64
-SIZES = (0, 1, 2, 31, 257)
+SIZES = (0, 1, 2, 31, 64, 257)
 
 
 def _table(rng: np.random.Generator, size: int) -> Arguments:

@@ -1,8 +1,16 @@
-"""Mean of each channel over a whole map, by way of an integer sum and one requantization."""
+"""Mean of each channel over a whole map, by way of an integer sum and one requantization.
+
+Versions tried (512 channels of 49 pixels, us, one core of a Xeon with AVX-512, 2026-11):
+    sums of 64 channels in memory                       2.3
+    sums of 64 channels in registers, of 16 bits        1.0
+"""
+
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
+from onnxptq.kernels import microkernel as mk
 from onnxptq.kernels.jit import lean_jit
 from onnxptq.kernels.requantize import requantize_row, requantize_row_naive
 from onnxptq.kernels.share import share
@@ -72,12 +80,38 @@ def global_average_pool(row: I64, arena: U8, consts: U8, thread: int, n_threads:
         requantize_row(acc, first, count, arena, y_at, row[Y_C], row, consts)
 
 
+MOST_PIXELS = 257
+"""Whose codes can be added up in 16 bits."""
+
+
+@mk.microkernel("x", "step", "pixels", "acc")
+def _add_pixels(
+    builder: mk.Builder, x: mk.Vector, step: mk.Vector, pixels: mk.Vector, acc: mk.Vector
+) -> None:
+    """Add the sums of a few pixels `step` apart, of 64 channels, to the i32 at address `acc`."""
+    words, sums = (mk.ir.VectorType(kind, BLOCK) for kind in (mk.I16, mk.I32))
+
+    def body(builder: mk.Builder, turn: mk.Vector, carried: Sequence[mk.Vector]) -> list[mk.Vector]:
+        codes = mk.load(builder, builder.add(x, builder.mul(turn, step)), mk.BYTES)
+        return [builder.add(carried[0], builder.zext(codes, words))]
+
+    (total,) = mk.loop(builder, pixels, [mk.constant(0, words)], body)
+    old = mk.load(builder, acc, sums)
+    mk.store(builder, builder.add(old, builder.zext(total, sums)), acc)
+
+
 @lean_jit
 def _sum_blocks(row: I64, arena: U8, x_at: int, acc: I32) -> None:
     """Sums where the channels of a pixel are contiguous: pixel by pixel."""
     nothing = np.int32(-row[PIXELS] * row[X_ZERO])
     for c in range(acc.size):
         acc[c] = nothing
+    if acc.size == BLOCK:
+        for first in range(0, row[PIXELS], MOST_PIXELS):
+            pixels = min(MOST_PIXELS, row[PIXELS] - first)
+            source = arena.ctypes.data + x_at + first * row[X_P]
+            _add_pixels(source, row[X_P], pixels, acc.ctypes.data)
+        return
     for p in range(row[PIXELS]):
         x = arena[x_at + p * row[X_P] : x_at + p * row[X_P] + acc.size]
         for c in range(acc.size):

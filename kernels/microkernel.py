@@ -25,20 +25,21 @@ Vector = Any
 Body = Callable[[Builder, Vector, Sequence[Vector]], Sequence[Vector]]
 
 
-def microkernel(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def microkernel(*names: str) -> Callable[[Callable[..., Any]], Callable[..., int]]:
     """Make an intrinsic of int64 arguments of these names.
 
-    What it decorates gets a builder and the arguments, and emits the code.
+    What it decorates gets a builder and the arguments, and emits the code. The intrinsic gives what
+    that gives, an int64, or 0 where that is None.
     """
 
-    def decorate(emit: Callable[..., None]) -> Callable[..., None]:
+    def decorate(emit: Callable[..., Any]) -> Callable[..., int]:
         def typing(context: Any, *arguments: Any) -> Any:
             del context
 
             def build(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-                del signature
-                emit(builder, *values)
-                return context.get_dummy_value()
+                del context, signature
+                found = emit(builder, *values)
+                return number(0) if found is None else found
 
             return signature_of(len(arguments)), build
 
@@ -49,7 +50,7 @@ def microkernel(*names: str) -> Callable[[Callable[..., None]], Callable[..., No
         described: Any = typing
         described.__signature__ = inspect.Signature(parameters)
         described.__name__ = described.__qualname__ = emit.__name__
-        return cast("Callable[..., None]", intrinsic(described))
+        return cast("Callable[..., int]", intrinsic(described))
 
     return decorate
 

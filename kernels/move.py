@@ -14,6 +14,7 @@ import numpy.typing as npt
 from onnxptq.kernels import microkernel as mk
 from onnxptq.kernels.jit import lean_jit
 from onnxptq.kernels.share import share
+from onnxptq.kernels.table import look_up
 
 I32 = npt.NDArray[np.int32]
 I64 = npt.NDArray[np.int64]
@@ -200,6 +201,9 @@ def _copy_plane(
     if row[COPY_TABLE] >= 0:
         table = consts[row[COPY_TABLE] : row[COPY_TABLE] + 256]
         for k in range(lines):
+            if x5 == 1 and y5 == 1:
+                look_up(arena, x_at + k * x4, y_at + k * y4, length, table)
+                continue
             for i in range(length):
                 code = arena[x_at + k * x4 + i * x5]
                 arena[y_at + k * y4 + i * y5] = table[code]
@@ -361,6 +365,7 @@ def take(row: I64, arena: U8, consts: U8, thread: int, n_threads: int) -> None:
     start, stop = share(row[OUTER] * count, thread, n_threads)
     if start >= stop:
         return
+    memory = arena.ctypes.data
     outer = start // count
     i = start - outer * count
     for run in range(start, stop):
@@ -369,9 +374,7 @@ def take(row: I64, arena: U8, consts: U8, thread: int, n_threads: int) -> None:
         if inner == 1:
             arena[y_at] = arena[x_at]
         else:
-            x, y = arena[x_at : x_at + inner], arena[y_at : y_at + inner]
-            for k in range(inner):
-                y[k] = x[k]
+            mk.copy_bytes(memory + y_at, memory + x_at, inner)
         i += 1
         if i == count:
             i = 0

@@ -9,6 +9,7 @@ AVX-512, 2026-11):
     soft float for each tap and for both divisions                          104
     taps as integers rounded to 24 bits, soft float for both divisions       80
     integer sum of codes, soft float where its result is near to a half       7.1
+    the same, 16 channels in registers where they are contiguous               1.7
 
 Versions tried for `max_pool` (3x3, stride 2, 112x112x64, channels last, us, same machine):
     pixel by pixel, each tap read into y                                    174
@@ -101,43 +102,56 @@ TOGETHER = 4
 """Output pixels that are worked on together, so that the loops over taps cost little."""
 
 
-def _largest(channels: int, pixels: int) -> Callable[..., None]:
+Nests = Sequence[tuple[mk.Vector, mk.Vector]]
+
+
+def _over_taps(
+    builder: mk.Builder,
+    nests: Nests,
+    begin: mk.Vector,
+    carried: Sequence[mk.Vector],
+    tap: Callable[[mk.Vector, Sequence[mk.Vector]], list[mk.Vector]],
+) -> list[mk.Vector]:
+    """Loops over a window; `nests` has number and distance of the taps of each axis."""
+    (count, step), *inner = nests
+
+    def body(builder: mk.Builder, turn: mk.Vector, carried: Sequence[mk.Vector]) -> list[mk.Vector]:
+        at = builder.add(begin, builder.mul(turn, step))
+        return _over_taps(builder, inner, at, carried, tap) if inner else tap(at, carried)
+
+    return mk.loop(builder, count, carried, body)
+
+
+_NESTS = ("n_d", "step_d", "n_h", "step_h", "n_w", "step_w")
+
+
+def _nests(values: Sequence[mk.Vector]) -> Nests:
+    """Of the arguments that _NESTS names."""
+    return [(values[i], values[i + 1]) for i in range(0, len(_NESTS), 2)]
+
+
+def _largest(channels: int, pixels: int) -> Callable[..., int]:
     """Microkernel of some channels of a run of output pixels that have all taps in common."""
 
-    @mk.microkernel(
-        *("x", "x_step", "y", "y_step", "rounds"),
-        *("n_d", "step_d", "n_h", "step_h", "n_w", "step_w"),
-    )
+    @mk.microkernel("x", "x_step", "y", "y_step", "rounds", *_NESTS)
     def largest(builder: mk.Builder, *values: mk.Vector) -> None:
-        x, x_step, y, y_step, rounds, n_d, step_d, n_h, step_h, n_w, step_w = values
+        x, x_step, y, y_step, rounds, *taps = values
         kind = mk.ir.VectorType(mk.I8, channels)
-        nests = ((n_d, step_d), (n_h, step_h), (n_w, step_w))
 
-        def taps(
-            builder: mk.Builder, begin: mk.Vector, best: Sequence[mk.Vector], axis: int
-        ) -> list[mk.Vector]:
-            count, step = nests[axis]
-
-            def tap(
-                builder: mk.Builder, turn: mk.Vector, best: Sequence[mk.Vector]
-            ) -> list[mk.Vector]:
-                at = builder.add(begin, builder.mul(turn, step))
-                if axis < len(nests) - 1:
-                    return taps(builder, at, best, axis + 1)
-                found: list[mk.Vector] = []
-                for old in best:
-                    new = mk.load(builder, at, kind)
-                    found.append(builder.select(builder.icmp_unsigned(">", new, old), new, old))
-                    at = builder.add(at, x_step)
-                return found
-
-            return mk.loop(builder, count, best, tap)
+        def tap(at: mk.Vector, best: Sequence[mk.Vector]) -> list[mk.Vector]:
+            found: list[mk.Vector] = []
+            for old in best:
+                new = mk.load(builder, at, kind)
+                found.append(builder.select(builder.icmp_unsigned(">", new, old), new, old))
+                at = builder.add(at, x_step)
+            return found
 
         def body(builder: mk.Builder, turn: mk.Vector, _: Sequence[mk.Vector]) -> list[mk.Vector]:
             pixel = builder.mul(turn, mk.number(pixels))
             begin = builder.add(x, builder.mul(pixel, x_step))
             to = builder.add(y, builder.mul(pixel, y_step))
-            for vector in taps(builder, begin, [mk.constant(0, kind)] * pixels, 0):
+            nothing = [mk.constant(0, kind)] * pixels
+            for vector in _over_taps(builder, _nests(taps), begin, nothing, tap):
                 mk.store(builder, vector, to)
                 to = builder.add(to, y_step)
             return []
@@ -470,6 +484,41 @@ def _doubt(ratio: int, taps: int) -> int:
     return 512 * ((ratio >> 24) + 1) * (taps + 5) + 512 * 256 * 2 + 256 * (taps + 1)
 
 
+@mk.microkernel("x", "y", *_NESTS, "factor", "base", "doubt", "lo", "hi", "bias128")
+def _averages(builder: mk.Builder, *values: mk.Vector) -> mk.Vector:
+    """Write the codes of 16 channels of a pixel; give which of them are too near to a half.
+
+    `base` is what codes of 0 give, times 2^32; `doubt` is below 2^31.
+    """
+    x, y, *taps = values[:8]
+    bytes_16 = mk.ir.VectorType(mk.I8, mk.LANES)
+    factor, base, doubt, lo, hi, bias = (mk.splat(builder, n, mk.LONGS) for n in values[8:])
+
+    def tap(at: mk.Vector, carried: Sequence[mk.Vector]) -> list[mk.Vector]:
+        return [builder.add(carried[0], builder.zext(mk.load(builder, at, bytes_16), mk.ACC))]
+
+    (sums,) = _over_taps(builder, _nests(taps), x, [mk.constant(0, mk.ACC)], tap)
+    codes: list[mk.Vector] = []
+    near: list[mk.Vector] = []
+    low = mk.constant(0xFFFFFFFF, mk.LONGS)
+    room = builder.sub(mk.constant(0x7FFFFFFF, mk.LONGS), doubt)
+    for first in (0, mk.LANES // 2):
+        half = mk.shuffled(builder, sums, sums, range(first, first + mk.LANES // 2))
+        exact = builder.add(builder.mul(builder.zext(half, mk.LONGS), factor), base)
+        # As far from 2^31 as 2^31 - doubt: near to 0 or to 2^32.
+        apart = builder.sub(builder.and_(exact, low), mk.constant(0x80000000, mk.LONGS))
+        far = builder.icmp_signed(">", apart, room)
+        far = builder.or_(far, builder.icmp_signed("<", apart, builder.neg(room)))
+        near.append(far)
+        code = builder.ashr(exact, mk.constant(32, mk.LONGS))
+        code = builder.select(builder.icmp_signed(">", code, lo), code, lo)
+        code = builder.select(builder.icmp_signed("<", code, hi), code, hi)
+        codes.append(builder.trunc(builder.add(code, bias), mk.ir.VectorType(mk.I8, 8)))
+    mk.store(builder, mk.shuffled(builder, *codes, range(mk.LANES)), y)
+    bits = builder.bitcast(mk.shuffled(builder, *near, range(mk.LANES)), mk.I16)
+    return builder.zext(bits, mk.I64)
+
+
 @lean_jit
 def _average_pixel(
     row: I64, arena: U8, values: I32, x_zero: int, ratio: int, n: int, pixel: int
@@ -480,37 +529,77 @@ def _average_pixel(
     in_d, first_d, stop_d = _taps(row, 0, o_d)
     in_h, first_h, stop_h = _taps(row, 1, o_h)
     in_w, first_w, stop_w = _taps(row, 2, o_w)
-    n_d, n_h, n_w = stop_d - first_d, stop_h - first_h, stop_w - first_w
-    taps = n_d * n_h * n_w
+    counts = (stop_d - first_d, stop_h - first_h, stop_w - first_w)
+    taps = counts[0] * counts[1] * counts[2]
     size = row[K_D] * row[K_H] * row[K_W] if row[INCLUDE_PAD] else taps
     y_at = row[Y] + n * row[Y_N] + o_d * row[Y_D] + o_h * row[Y_H] + o_w * row[Y_W]
     x_at = row[X] + n * row[X_N] + (in_d + first_d * row[D_D]) * row[X_D]
     x_at += (in_h + first_h * row[D_H]) * row[X_H] + (in_w + first_w * row[D_W]) * row[X_W]
-    step_d, step_h, step_w = row[D_D] * row[X_D], row[D_H] * row[X_H], row[D_W] * row[X_W]
     factor, doubt = ratio // size, _doubt(ratio, taps)
-    half = (row[Y_ZERO] << 32) + (1 << 31)
-    for c in range(row[CHANNELS]):
-        x_c = x_at + c * row[X_C]
-        acc = -taps * x_zero
+    base = (row[Y_ZERO] << 32) + (1 << 31) - taps * x_zero * factor
+    numbers = (size, factor, base, doubt if ratio >= 0 else np.int64(1) << 32)
+    begin = 0
+    if row[X_C] == 1 and row[Y_C] == 1 and ratio >= 0 and doubt < 1 << 31:
+        while begin + mk.LANES <= row[CHANNELS]:
+            near = _averages(
+                arena.ctypes.data + x_at + begin,
+                arena.ctypes.data + y_at + begin,
+                counts[0],
+                row[D_D] * row[X_D],
+                counts[1],
+                row[D_H] * row[X_H],
+                counts[2],
+                row[D_W] * row[X_W],
+                factor,
+                base,
+                doubt,
+                row[LO],
+                row[HI],
+                row[BIAS128],
+            )
+            for lane in range(mk.LANES if near != 0 else 0):
+                if (near >> lane) & 1 != 0:
+                    c = begin + lane
+                    arena[y_at + c] = _average(row, arena, values, x_at + c, counts, numbers)
+            begin += mk.LANES
+    for c in range(begin, row[CHANNELS]):
+        code = _average(row, arena, values, x_at + c * row[X_C], counts, numbers)
+        arena[y_at + c * row[Y_C]] = code
+
+
+@lean_jit
+def _average(
+    row: I64,
+    arena: U8,
+    values: I32,
+    x_at: int,
+    counts: tuple[int, int, int],
+    numbers: tuple[int, int, int, int],
+) -> int:
+    """Code of one channel of one output pixel, step by step if it is too near to a half."""
+    n_d, n_h, n_w = counts
+    size, factor, base, doubt = numbers
+    step_d, step_h, step_w = row[D_D] * row[X_D], row[D_H] * row[X_H], row[D_W] * row[X_W]
+    acc = 0
+    for k_d in range(n_d):
+        for k_h in range(n_h):
+            x_h = x_at + k_d * step_d + k_h * step_h
+            for k_w in range(n_w):
+                acc += np.int64(arena[np.uint64(x_h + k_w * step_w)])
+    exact = acc * factor + base
+    rest = exact & 0xFFFFFFFF
+    if doubt < rest < (1 << 32) - doubt:
+        code = exact >> 32
+    else:
+        total = 0
         for k_d in range(n_d):
             for k_h in range(n_h):
-                x_h = x_c + k_d * step_d + k_h * step_h
+                x_h = x_at + k_d * step_d + k_h * step_h
                 for k_w in range(n_w):
-                    acc += np.int64(arena[np.uint64(x_h + k_w * step_w)])
-        exact = acc * factor + half
-        rest = exact & 0xFFFFFFFF
-        if ratio >= 0 and doubt < rest < (1 << 32) - doubt:
-            code = exact >> 32
-        else:
-            total = np.int64(0)
-            for k_d in range(n_d):
-                for k_h in range(n_h):
-                    x_h = x_c + k_d * step_d + k_h * step_h
-                    for k_w in range(n_w):
-                        bits = np.int64(values[arena[np.uint64(x_h + k_w * step_w)]]) & 0xFFFFFFFF
-                        total = softfloat.add(total, bits)
-            code = _average_code(total, size, row[Y_SCALE_BITS], row[Y_ZERO])
-        arena[y_at + c * row[Y_C]] = min(max(code, row[LO]), row[HI]) + row[BIAS128]
+                    bits = np.int64(values[arena[np.uint64(x_h + k_w * step_w)]]) & 0xFFFFFFFF
+                    total = softfloat.add(total, bits)
+        code = _average_code(total, size, row[Y_SCALE_BITS], row[Y_ZERO])
+    return min(max(code, row[LO]), row[HI]) + row[BIAS128]
 
 
 @lean_jit

@@ -48,6 +48,7 @@ FEATURES = features_of(config.CPU_NAME, config.CPU_FEATURES, enable_avx=bool(con
 
 IS_X86 = "sse2" in FEATURES
 HAS_VNNI = {"avx512bw", "avx512vl", "avx512vnni"} <= FEATURES
+HAS_VBMI = HAS_VNNI and "avx512vbmi" in FEATURES
 HAS_AVX2 = "avx2" in FEATURES
 HAS_AMX = HAS_VNNI and {"amx-tile", "amx-int8"} <= FEATURES
 
