@@ -37,8 +37,12 @@ SHAPES: tuple[Mapping[str, Any], ...] = (
     {"in": (1, 1), "k": (1, 1), "s": (1, 5), "p": (0, 3, 0, 0)},
 )
 
-SUMS = ((2**30, -(2**29) - 7, 3 << 33, 34, 7, 250), (2**27 + 5, 2**28 + 1, -(1 << 33), 29, 0, 255))
-"""Numbers of residual sums, with a shift on either side of 32."""
+SUMS = (
+    ((2**30, -(2**29) - 7), 3 << 33, 34, (7, 250)),
+    ((2**27 + 5, 2**28 + 1), -(1 << 33), 29, (0, 255)),
+    ((-0x7FFF8000, 0x7FFF7FFF), 0x8000, 47, (0, 255)),
+)
+"""Multipliers, rounding, shift and limits of residual sums."""
 
 
 def convs(rng: Generator) -> Iterator[Arguments]:
@@ -111,9 +115,7 @@ def _conv(rng: Generator, shape: Mapping[str, Any], zero: int, *, tiles: bool) -
         "reach_h": reach,
         "fixed": r.get("fixed", 0),
         "real_acc": r.get("real_acc", 0),
-        "sum_params": consts.add(
-            np.array([2**30, -(2**29) - 7, 3 << 33, 31 + 3, 7, 250], np.int64)
-        ),
+        "sum_params": consts.add(_sum_params(rng)),
         **{f"x_{axis}": n for axis, n in zip("nhw", _strides(sizes, channels), strict=True)},
         **{f"y_{axis}": n for axis, n in zip("nhw", _strides(outs, filters), strict=True)},
     }
@@ -124,6 +126,12 @@ def _conv(rng: Generator, shape: Mapping[str, Any], zero: int, *, tiles: bool) -
     row[1 : 1 + len(conv_u8s8.COLUMNS)] = [columns[name] for name in conv_u8s8.COLUMNS]
     arena.reserve(64 + conv_amx.PIXELS * steps[1] * channels)
     return row, arena.array(), consts.array(), 0, 1
+
+
+def _sum_params(rng: Generator) -> npt.NDArray[np.int64]:
+    found = epilogue.sum_params_of(*SUMS[int(rng.integers(0, len(SUMS)))])
+    assert found is not None
+    return found
 
 
 def _scratch_bytes(

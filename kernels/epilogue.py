@@ -29,10 +29,11 @@ BIAS, MULTIPLIER, ROUNDING, SHIFT = 0, 64, 192, 320
 PARAMS_BYTES = 384
 """Of 16 channels."""
 LEAST_SHIFT = 32
-# y = clip((code * MULTIPLIER_Y + addend * MULTIPLIER_B + rounding) >> shift, lo, hi), i64 each,
-# shift 0 .. 62.
-SUM_MULTIPLIER_Y, SUM_MULTIPLIER_B, SUM_ROUNDING, SUM_SHIFT, SUM_LO, SUM_HI = range(0, 48, 8)
-SUM_BYTES = 48
+# i64 each, of a residual sum: see `sum_params_of`.
+SUM_LOW, SUM_HIGH, SUM_LESS, SUM_MORE, SUM_SHIFT, SUM_LO, SUM_HI = range(0, 56, 8)
+SUM_BYTES = 56
+_DIGIT = 16
+_WORD, _MOST_HIGH, _MOST_MORE = 0xFFFF, 0x7FFF, 1 << 30
 SMALL = mk.ir.VectorType(mk.I8, LANES)
 
 BLOCK = 64
@@ -101,10 +102,35 @@ def code_naive(params: U8, lane: int, acc: int, limits: tuple[int, int]) -> int:
     return min(max((acc * of(MULTIPLIER) + of(ROUNDING)) >> shift, limits[0]), limits[1])
 
 
+def sum_params_of(
+    multipliers: tuple[int, int], rounding: int, shift: int, limits: tuple[int, int]
+) -> I64 | None:
+    """The numbers of a sum clip((code * m + other * m' + rounding) >> shift, lo, hi), i64 [7].
+
+    Multipliers and rounding are split into digits to base 2^16, the low ones of multipliers signed:
+    a sum of high digits plus what a sum of low ones carries is the whole sum >> 16.
+
+    Returns:
+        None where a digit does not fit, or the shift is less than one.
+    """
+    highs = [(factor + 0x8000) >> _DIGIT for factor in multipliers]
+    more = rounding >> _DIGIT
+    if shift < _DIGIT or max(map(abs, highs)) > _MOST_HIGH or abs(more) >= _MOST_MORE:
+        return None
+    low, high = (((pair[1] & _WORD) << _DIGIT) | (pair[0] & _WORD) for pair in (multipliers, highs))
+    rest = min(shift - _DIGIT, 31)
+    return np.array([low, high, rounding & _WORD, more, rest, *limits], np.int64)
+
+
 def sum_naive(numbers: I64, code: int, addend: int) -> int:
-    """Specification of how a lane adds a code to its own; numbers are i64."""
-    multiplier_y, multiplier_b, rounding, shift, lo, hi = numbers.tolist()
-    total = code * multiplier_y + addend * multiplier_b + rounding
+    """Specification of how a lane adds a code to its own; numbers are those of `sum_params_of`."""
+    low, high, less, more, shift, lo, hi = numbers.tolist()
+
+    def product(pair: int) -> int:
+        words = np.array([pair & _WORD, pair >> _DIGIT]).astype(np.uint16).view(np.int16)
+        return code * int(words[0]) + addend * int(words[1])
+
+    total = product(high) + more + ((product(low) + less) >> _DIGIT)
     return min(max(total >> shift, lo), hi)
 
 
@@ -211,32 +237,25 @@ class _Sum:
     """The numbers of a residual sum, the same for all channels."""
 
     def __init__(self, builder: mk.Builder, params: mk.Vector) -> None:
-        self.factors = [
-            _signed(builder, mk.splat(builder, _long(builder, params, place), mk.LONGS))
-            for place in (SUM_MULTIPLIER_Y, SUM_MULTIPLIER_B)
-        ]
-        self.rounding, self.shift = (
-            mk.splat(builder, _long(builder, params, place), mk.LONGS)
-            for place in (SUM_ROUNDING, SUM_SHIFT)
+        self.low, self.high, self.less, self.more, self.shift = (
+            mk.splat(builder, builder.trunc(_long(builder, params, place), mk.I32), mk.ACC)
+            for place in (SUM_LOW, SUM_HIGH, SUM_LESS, SUM_MORE, SUM_SHIFT)
         )
-        # Shifts of sums may be below 32: odd results go where they belong by one left, one right.
-        zero, bits = mk.constant(0, mk.LONGS), mk.constant(32, mk.LONGS)
-        more, less = builder.sub(bits, self.shift), builder.sub(self.shift, bits)
-        self.left = builder.select(builder.icmp_signed(">", more, zero), more, zero)
-        self.right = builder.select(builder.icmp_signed(">", less, zero), less, zero)
         self.limits = _Limits(
             builder, _long(builder, params, SUM_LO), _long(builder, params, SUM_HI)
         )
 
     def results(self, builder: mk.Builder, own: mk.Vector, other: mk.Vector) -> mk.Vector:
         """Sums of two codes before they are clipped."""
-        totals: list[mk.Vector] = []
-        for one, two in zip(_halves(builder, own), _halves(builder, other), strict=True):
-            products = (builder.mul(one, self.factors[0]), builder.mul(two, self.factors[1]))
-            totals.append(builder.add(builder.add(*products), self.rounding))
-        even = builder.ashr(totals[0], self.shift)
-        odd = builder.ashr(builder.shl(totals[1], self.left), self.right)
-        return _whole(builder, even, odd)
+        words = mk.ir.VectorType(mk.I16, 2 * LANES)
+        both = builder.or_(own, builder.shl(other, mk.constant(_DIGIT, mk.ACC)))
+        low, high = (
+            mk.pair_sums(builder, *(builder.bitcast(v, words) for v in (both, digits)))
+            for digits in (self.low, self.high)
+        )
+        carried = builder.ashr(builder.add(low, self.less), mk.constant(_DIGIT, mk.ACC))
+        total = builder.add(builder.add(high, self.more), carried)
+        return builder.ashr(total, self.shift)
 
 
 def _narrowed(builder: mk.Builder, vectors: Sequence[mk.Vector], limits: _Limits) -> mk.Vector:

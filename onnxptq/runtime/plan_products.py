@@ -152,13 +152,13 @@ def _joined_sum(draft: Draft, instr: Instr, shape: Shape) -> dict[str, Cell]:
     other = plan_sums.addend_of(draft, add, value, shape)
     numbers = plan_elementwise.pair_numbers(draft, add)
     params = plan_sums.sum_params(numbers, is_first=add.inputs[0] == value)
-    if other is None:
+    if other is None or params is None:
         return {}
     draft.done.add(add.outputs[0])
     return {
         "y": draft.make(add.outputs[0], shape),
         "addend": draft.read(other),
-        "sum_params": draft.constants.add(np.array(params, np.int64)),
+        "sum_params": draft.constants.add(params),
     }
 
 

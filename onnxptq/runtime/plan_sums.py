@@ -2,9 +2,10 @@
 
 from collections import Counter
 
+from onnxptq.kernels.epilogue import sum_params_of
 from onnxptq.program import Instr, IntegerProgram
 from onnxptq.requant_pairs import PairForm, PairRequant
-from onnxptq.runtime.draft import Cell, Draft, Shape
+from onnxptq.runtime.draft import I64, Cell, Draft, Shape
 
 
 def sums_of_convolutions(program: IntegerProgram) -> dict[int, Instr]:
@@ -35,14 +36,15 @@ def addend_of(draft: Draft, add: Instr, value: int, shape: Shape) -> int | None:
     return other if other in draft.views and draft.views[other].shape == shape else None
 
 
-def sum_params(numbers: dict[str, Cell], *, is_first: bool) -> list[int]:
-    """The numbers of a sum in the order in which the epilogue reads them.
+def sum_params(numbers: dict[str, Cell], *, is_first: bool) -> I64 | None:
+    """The numbers of a sum as the epilogue reads them; None where it cannot add so.
 
     Args:
         numbers: Columns of the sum, for codes as they are stored.
         is_first: Whether the convolution's output is the first operand.
     """
     found = {name: cell for name, cell in numbers.items() if isinstance(cell, int)}
-    factors = [found["multiplier_a"], found["multiplier_b"]]
-    ordered = factors if is_first else factors[::-1]
-    return [*ordered, *(found[name] for name in ("rounding", "shift", "lo", "hi"))]
+    first, second = found["multiplier_a"], found["multiplier_b"]
+    multipliers = (first, second) if is_first else (second, first)
+    limits = found["lo"], found["hi"]
+    return sum_params_of(multipliers, found["rounding"], found["shift"], limits)
