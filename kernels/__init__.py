@@ -20,6 +20,7 @@ from onnxptq.kernels import (
     cases_requantize,
     cases_softmax,
     cases_table,
+    cases_winograd,
     conv,
     conv_amx,
     conv_u8s8,
@@ -35,6 +36,7 @@ from onnxptq.kernels import (
     softmax,
     table,
     target,
+    winograd,
 )
 from onnxptq.kernels.jit import RowKernel
 
@@ -172,6 +174,14 @@ KERNELS: dict[str, Kernel] = {
         cases_conv_u8s8.WORK,
         0.0,
     ),
+    "winograd": Kernel(
+        winograd.winograd,
+        winograd.winograd_naive,
+        cases_winograd.winograds,
+        cases_winograd.winograd_work,
+        cases_winograd.WORK,
+        0.0,
+    ),
     "depthwise": Kernel(
         depthwise.depthwise,
         depthwise.depthwise_naive,
@@ -285,4 +295,5 @@ ROW_KERNELS: dict[str, RowKernel] = {
     "acc_to_real": boundary.acc_to_real,
     "conv_u8s8": conv_u8s8.conv_u8s8,
     "conv_amx": conv_amx.conv_amx,
+    "winograd": winograd.winograd,
 }

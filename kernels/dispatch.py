@@ -26,6 +26,7 @@ from onnxptq.kernels import (
     softmax,
     table,
     window,
+    winograd,
 )
 from onnxptq.kernels.intrinsics import atomic_add, atomic_load, call_kernel, give_way, pause
 from onnxptq.kernels.jit import address_of, lean_jit
@@ -57,11 +58,15 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "acc_to_real": boundary.ACC_TO_REAL_COLUMNS,
     "conv_u8s8": conv_u8s8.COLUMNS,
     "conv_amx": conv_amx.COLUMNS,
+    "winograd": winograd.COLUMNS,
 }
 """What the columns of a row hold from 1 on, by kernel, in the order of the kernels' numbers."""
 
 NUMBERS = {name: number for number, name in enumerate(COLUMNS)}
-REQUANTIZING = ("conv", "conv_u8s8", "conv_amx", "depthwise", "matmul", "global_average_pool")
+REQUANTIZING = (
+    *("conv", "conv_u8s8", "conv_amx", "winograd", "depthwise", "matmul"),
+    "global_average_pool",
+)
 
 CLAIMED, FINISHED, PLACE = 0, 8, 16
 """Two counters of a row, each on a cache line of its own, and the numbers from row to row."""
