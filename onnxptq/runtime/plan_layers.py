@@ -163,6 +163,7 @@ def _conv_u8s8(draft: Draft, instr: Instr, image: Image, window: Window, weight:
         image,
         Image.of_shape(shape, is_channels_last(instr)),
         window,
+        _codes(draft, instr),
     )
     if not plan_conv.fits(layer):
         return False
@@ -182,6 +183,15 @@ def _conv_u8s8(draft: Draft, instr: Instr, image: Image, window: Window, weight:
         columns["y"] = draft.make(instr.outputs[0], shape)
     draft.row(layout.kernel, columns, plan_conv.work_of(layer) // MAC_WORK)
     return True
+
+
+def _codes(draft: Draft, instr: Instr) -> tuple[int, int]:
+    """Lowest and highest code of x and of what is around it; any code where the program is fed."""
+    number, zero = instr.inputs[0], instr.int("x_zero")
+    x, sign = draft.program.values[number], draft.sign(number)
+    if any(port.value == number for port in draft.program.inputs):
+        return 0, 255
+    return min(x.lo, zero) + sign, max(x.hi, zero) + sign
 
 
 def _joined_sum(draft: Draft, instr: Instr, shape: Shape) -> dict[str, Cell]:
