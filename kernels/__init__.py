@@ -21,6 +21,7 @@ from onnxptq.kernels import (
     cases_requantize,
     cases_softmax,
     cases_table,
+    cases_winograd,
     conv,
     conv_amx,
     conv_u8s8,
@@ -37,6 +38,7 @@ from onnxptq.kernels import (
     softmax,
     table,
     target,
+    winograd,
 )
 from onnxptq.kernels.jit import RowKernel
 
@@ -174,6 +176,14 @@ KERNELS: dict[str, Kernel] = {
         cases_conv_u8s8.WORK,
         0.0,
     ),
+    "winograd": Kernel(
+        winograd.winograd,
+        winograd.winograd_naive,
+        cases_winograd.winograds,
+        cases_winograd.winograd_work,
+        cases_winograd.WORK,
+        0.0,
+    ),
     "depthwise": Kernel(
         depthwise.depthwise,
         depthwise.depthwise_naive,
@@ -296,4 +306,5 @@ ROW_KERNELS: dict[str, RowKernel] = {
     "conv_u8s8": conv_u8s8.conv_u8s8,
     "conv_amx": conv_amx.conv_amx,
     "depthwise_u8s8": depthwise_u8s8.depthwise_u8s8,
+    "winograd": winograd.winograd,
 }

@@ -115,20 +115,21 @@ def _conv(rng: Generator, shape: Mapping[str, Any], zero: int, *, tiles: bool) -
         "reach_h": reach,
         "fixed": r.get("fixed", 0),
         "real_acc": r.get("real_acc", 0),
-        "sum_params": consts.add(_sum_params(rng)),
-        **{f"x_{axis}": n for axis, n in zip("nhw", _strides(sizes, channels), strict=True)},
-        **{f"y_{axis}": n for axis, n in zip("nhw", _strides(outs, filters), strict=True)},
+        "sum_params": consts.add(sum_params(rng)),
+        **{f"x_{axis}": n for axis, n in zip("nhw", strides_of(sizes, channels), strict=True)},
+        **{f"y_{axis}": n for axis, n in zip("nhw", strides_of(outs, filters), strict=True)},
     }
     columns["addend"] = columns["addend"] if r.get("sum") else -1
     for name, numbers in (("in", sizes), ("out", outs), ("s", steps), ("p", pads)):
         columns |= {f"{name}_h": numbers[0], f"{name}_w": numbers[1]}
-    _add_ending(rng, row, consts, columns, filters, weight[0].size // r["group_out"])
+    add_ending(rng, row, consts, columns, filters, weight[0].size // r["group_out"])
     row[1 : 1 + len(conv_u8s8.COLUMNS)] = [columns[name] for name in conv_u8s8.COLUMNS]
     arena.reserve(64 + conv_amx.PIXELS * steps[1] * channels)
     return row, arena.array(), consts.array(), 0, 1
 
 
-def _sum_params(rng: Generator) -> npt.NDArray[np.int64]:
+def sum_params(rng: Generator) -> npt.NDArray[np.int64]:
+    """One of SUMS as the epilogue reads it."""
     found = epilogue.sum_params_of(*SUMS[int(rng.integers(0, len(SUMS)))])
     assert found is not None
     return found
@@ -168,11 +169,12 @@ def _tap(down: int, right: int, layout: tuple[int, int, int, int, int], channels
     return (down * width + right) * channels
 
 
-def _strides(sizes: tuple[int, int] | list[int], channels: int) -> tuple[int, int, int]:
+def strides_of(sizes: tuple[int, int] | list[int], channels: int) -> tuple[int, int, int]:
+    """Of images, lines and pixels."""
     return sizes[0] * sizes[1] * channels, sizes[1] * channels, channels
 
 
-def _add_ending(
+def add_ending(
     rng: Generator,
     row: npt.NDArray[np.int64],
     consts: Bytes,

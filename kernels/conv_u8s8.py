@@ -145,7 +145,7 @@ def conv_naive(
             runs = np.stack([x[start + at : start + at + run] for at in places]).astype(np.int64)
             channels = weight[group, block * size : (block + 1) * size]
             acc = (channels * runs).sum(axis=(1, 2))
-            _write_naive(row, arena, consts, acc, (image, h, w), group, block * size)
+            write_naive(row, arena, consts, acc, (image, h, w), group, block * size)
 
 
 def _lines_naive(
@@ -173,7 +173,7 @@ def _lines_naive(
     return flat.astype(np.uint8), places, r["s_w"] * channels
 
 
-def _write_naive(
+def write_naive(
     row: I64, arena: U8, consts: U8, acc: I64, pixel: tuple[int, int, int], group: int, first: int
 ) -> None:
     """Sums of some channels of a pixel to y, by the numbers that the form at hand reads."""
@@ -202,6 +202,48 @@ def _write_naive(
             requantize_row_naive(sums, channel + i, 1, arena, y, 1, row, consts)
 
 
+def add_run(
+    builder: mk.Builder,
+    vectors: int,
+    starts: Sequence[mk.Vector],
+    steps: mk.Vector,
+    carried: Sequence[mk.Vector],
+) -> Sequence[mk.Vector]:
+    """Add the products of a run of bytes to the sums of a block, in a microkernel.
+
+    Args:
+        builder: Where code goes.
+        vectors: Of channels.
+        starts: Addresses of each pixel's run.
+        steps: How many, of STEP bytes.
+        carried: Sums of each pixel and vector, and the address of the run's weights.
+
+    Returns:
+        The same for the next run.
+    """
+
+    def step(
+        builder: mk.Builder, turn: mk.Vector, carried: Sequence[mk.Vector]
+    ) -> Sequence[mk.Vector]:
+        *sums, w = carried
+        run = builder.mul(turn, mk.number(STEP))
+        for u in range(UNROLL):
+            rows = [
+                mk.load(builder, mk.at(builder, w, 64 * (u * vectors + v)), mk.BYTES)
+                for v in range(vectors)
+            ]
+            for i, start in enumerate(starts):
+                at = mk.at(builder, builder.add(start, run), 4 * u)
+                codes = mk.splat(builder, mk.load(builder, at, mk.I32), mk.ACC)
+                codes = builder.bitcast(codes, mk.BYTES)
+                for v in range(vectors):
+                    j = i * vectors + v
+                    sums[j] = mk.dot4(builder, sums[j], codes, rows[v])
+        return [*sums, mk.at(builder, w, 64 * UNROLL * vectors)]
+
+    return mk.loop(builder, steps, carried, step)
+
+
 def _block(vectors: int) -> Callable[..., None]:
     """Microkernel of a block of so many vectors of channels."""
     pixels = PIXELS[vectors - 1]
@@ -228,27 +270,7 @@ def _block(vectors: int) -> Callable[..., None]:
         ) -> Sequence[mk.Vector]:
             offset = mk.load(builder, builder.add(taps, builder.mul(turn, mk.number(8))), mk.I64)
             starts = [builder.add(address, offset) for address in first]
-
-            def step(
-                builder: mk.Builder, turn: mk.Vector, carried: Sequence[mk.Vector]
-            ) -> Sequence[mk.Vector]:
-                *sums, w = carried
-                run = builder.mul(turn, mk.number(STEP))
-                for u in range(UNROLL):
-                    rows = [
-                        mk.load(builder, mk.at(builder, w, 64 * (u * vectors + v)), mk.BYTES)
-                        for v in range(vectors)
-                    ]
-                    for i in range(pixels):
-                        at = mk.at(builder, builder.add(starts[i], run), 4 * u)
-                        codes = mk.splat(builder, mk.load(builder, at, mk.I32), mk.ACC)
-                        codes = builder.bitcast(codes, mk.BYTES)
-                        for v in range(vectors):
-                            j = i * vectors + v
-                            sums[j] = mk.dot4(builder, sums[j], codes, rows[v])
-                return [*sums, mk.at(builder, w, 64 * UNROLL * vectors)]
-
-            return mk.loop(builder, steps, carried, step)
+            return add_run(builder, vectors, starts, steps, carried)
 
         *sums, _ = mk.loop(builder, n_taps, [*[zero] * (pixels * vectors), weight], tap)
         for j, vector in enumerate(sums):

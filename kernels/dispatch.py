@@ -27,6 +27,7 @@ from onnxptq.kernels import (
     softmax,
     table,
     window,
+    winograd,
 )
 from onnxptq.kernels.intrinsics import atomic_add, atomic_load, call_kernel, give_way, pause
 from onnxptq.kernels.jit import address_of, lean_jit
@@ -59,12 +60,13 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "conv_u8s8": conv_u8s8.COLUMNS,
     "conv_amx": conv_amx.COLUMNS,
     "depthwise_u8s8": depthwise_u8s8.COLUMNS,
+    "winograd": winograd.COLUMNS,
 }
 """What the columns of a row hold from 1 on, by kernel, in the order of the kernels' numbers."""
 
 NUMBERS = {name: number for number, name in enumerate(COLUMNS)}
 REQUANTIZING = (
-    *("conv", "conv_u8s8", "conv_amx", "depthwise", "depthwise_u8s8"),
+    *("conv", "conv_u8s8", "conv_amx", "winograd", "depthwise", "depthwise_u8s8"),
     *("matmul", "global_average_pool"),
 )
 

@@ -5,6 +5,7 @@ name, which is how tests make this machine compile for a smaller one.
 """
 
 import ctypes
+import os
 import sys
 
 from llvmlite import binding
@@ -50,6 +51,8 @@ IS_X86 = "sse2" in FEATURES
 HAS_VNNI = {"avx512bw", "avx512vl", "avx512vnni"} <= FEATURES
 HAS_VBMI = HAS_VNNI and "avx512vbmi" in FEATURES
 HAS_AVX2 = "avx2" in FEATURES
+TILES_SETTING = "ONNXPTQ_TILES"
+"""Environment variable: 0 keeps a process from tile registers."""
 HAS_AMX = HAS_VNNI and {"amx-tile", "amx-int8"} <= FEATURES
 
 
@@ -62,7 +65,7 @@ def allow_tiles() -> bool:
     Source:
         Linux, Documentation/arch/x86/xstate.rst: arch_prctl(ARCH_REQ_XCOMP_PERM, XTILEDATA).
     """
-    if not HAS_AMX or sys.platform != "linux":
+    if not HAS_AMX or sys.platform != "linux" or os.environ.get(TILES_SETTING) == "0":
         return False
     libc = ctypes.CDLL(None, use_errno=True)
     return libc.syscall(_ARCH_PRCTL, _REQUEST_PERMISSION, _TILE_DATA) == 0

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnxptq.kernels import conv_amx, conv_u8s8, epilogue, target
+from onnxptq.kernels import conv_amx, conv_u8s8, epilogue, target, winograd
 from onnxptq.requant import Form, Requant
+from onnxptq.runtime import plan_winograd
 from onnxptq.runtime.draft import I64, Array, Cell, Draft
 from onnxptq.runtime.window import Image, Window
 
@@ -23,6 +24,18 @@ CYCLES_OF_UNIT = 0.3
 FEW_LINES = 16
 """With fewer lines, parts of a row share the channels."""
 
+# Cycles, from benchmarks/winograd.py on a Xeon with AVX512-VNNI and AMX, 2026-11-25.
+VECTOR_PRODUCT = (0.78, 0.58, 0.53, 0.50)
+"""Of a vector product of `conv_u8s8` in blocks of 1, 2, 3, 4 vectors of channels."""
+WINOGRAD_PRODUCT = (0.78, 0.74, 0.65, 0.57)
+"""The same of `winograd`."""
+TILE_PRODUCT = 24.0
+"""Of a product of two tiles: 16, and half as many again for what does not overlap."""
+V_BYTE, OUTPUT_VECTOR, TILE = 0.08, 16.0, 12.0
+"""Of `winograd`: a byte of V, a vector of channels of a tile's outputs, anything else of a tile."""
+WEIGHT_BYTE = 0.18
+"""Of all kernels, from rows of ResNet-18 run in order: other layers' weights were in the cache."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Layer:
@@ -35,6 +48,7 @@ class Layer:
         image: Of x; strides in elements.
         target: Of y.
         window: How it walks.
+        codes: Lowest and highest code of x and of its border, as they are stored.
     """
 
     weight: Array
@@ -43,6 +57,7 @@ class Layer:
     image: Image
     target: Image
     window: Window
+    codes: tuple[int, int]
 
     @property
     def channels(self) -> int:
@@ -94,28 +109,70 @@ def fits(layer: Layer) -> bool:
     return last and len(layer.window.kernel) == 2 and least >= -128 and most <= 127
 
 
+def layouts(layer: Layer) -> list[Layout]:
+    """All kernels that can compute it here, if its weights fit `plan_winograd`."""
+    found = [_layout(layer, "conv_u8s8")]
+    if target.allow_tiles():
+        found.append(_layout(layer, "conv_amx"))
+    if _is_3x3(layer) and plan_winograd.codes_fit(layer.codes):
+        found.append(_winograd_layout(layer))
+    return found
+
+
 def choose(layer: Layer) -> Layout:
-    """The kernel that should take the fewest cycles here."""
-    by_vectors = _layout(layer, "conv_u8s8")
-    if not target.allow_tiles():
-        return by_vectors
-    by_tiles = _layout(layer, "conv_amx")
-    return by_tiles if _tile_cycles(layer, by_tiles) < _vector_cycles(layer) else by_vectors
+    """The kernel that should take the least time here, of those that can compute it."""
+    best, *others = sorted(layouts(layer), key=lambda layout: _cycles(layer, layout))
+    # Looked at last because it takes long.
+    fitting = best.kernel != "winograd" or plan_winograd.weights_fit(layer.weight[0], layer.codes)
+    return best if fitting else others[0]
+
+
+def _is_3x3(layer: Layer) -> bool:
+    window = layer.window
+    plain = window.strides == window.dilations == (1, 1) and layer.weight.shape[0] == 1
+    return plain and window.kernel == (3, 3)
+
+
+def _cycles(layer: Layer, layout: Layout) -> float:
+    """What a kernel takes, less what all take: requantization."""
+    costs = {"conv_u8s8": _vector_cycles, "conv_amx": _tile_cycles, "winograd": _winograd_cycles}
+    return costs[layout.kernel](layer, layout)
 
 
 def _tile_cycles(layer: Layer, layout: Layout) -> float:
-    """16 a product of tiles, and half as many again for what does not overlap."""
     lines, width = layer.window.out
     pixels = (lines - 1) * layout.pitch(layer) + width
     tiles = layer.image.batch * 2 * -(-pixels // conv_amx.PIXELS) * _vectors(layer)
-    return 1.5 * 16 * tiles * _steps(layer, conv_amx.STEP)
+    return TILE_PRODUCT * tiles * _steps(layer, conv_amx.STEP) + WEIGHT_BYTE * layer.weight.size
 
 
-def _vector_cycles(layer: Layer) -> float:
-    """Two products of a vector each; six pixels at least are computed."""
+def _vector_cycles(layer: Layer, layout: Layout) -> float:
+    """Six pixels at least are computed."""
+    del layout
     pixels = layer.image.batch * math.prod(layer.window.out)
     fours = _steps(layer, conv_u8s8.STEP) * conv_u8s8.STEP // 4
-    return max(pixels, min(conv_u8s8.PIXELS)) * _vectors(layer) * fours / 2
+    product = layer.weight.shape[0] * _products(layer, VECTOR_PRODUCT)
+    return max(pixels, min(conv_u8s8.PIXELS)) * fours * product + WEIGHT_BYTE * layer.weight.size
+
+
+def _winograd_cycles(layer: Layer, layout: Layout) -> float:
+    """Blocks of tiles are computed whole."""
+    lines, width = plan_winograd.tiles_of(layer.window.out)
+    tiles, outs = layer.image.batch * lines * width, layer.weight.shape[1]
+    block = conv_u8s8.PIXELS[min(_vectors(layer), conv_u8s8.VECTORS) - 1]
+    bands = layer.image.batch * -(-lines // layout.band)
+    computed = bands * -(-layout.band * width // block) * block
+    bytes_of_v = winograd.POSITIONS * plan_winograd.run_of(layer.channels)
+    each = V_BYTE * bytes_of_v + OUTPUT_VECTOR * _vectors(layer) + TILE
+    products = computed * bytes_of_v // 4 * _products(layer, WINOGRAD_PRODUCT)
+    return products + tiles * each + WEIGHT_BYTE * bytes_of_v * outs
+
+
+def _products(layer: Layer, costs: tuple[float, ...]) -> float:
+    """Cycles of four bytes of a pixel and all channels of a group, from those of a vector."""
+    full, rest = divmod(-(-layer.weight.shape[1] // conv_u8s8.LANES), conv_u8s8.VECTORS)
+    last = rest * costs[rest - 1] if rest else 0.0
+    return full * conv_u8s8.VECTORS * costs[-1] + last
 
 
 def _vectors(layer: Layer) -> int:
@@ -139,23 +196,17 @@ def columns(
         layout: From `choose`.
         numbers: From `fixed_point`.
     """
-    taps, runs = _runs(layer)
-    packed = conv_amx.pack(runs) if layout.kernel == "conv_amx" else conv_u8s8.pack(runs)
     groups, outs = layer.weight.shape[:2]
     units = groups * -(-outs // layout.block)
     return {
-        "weight": draft.constants.add(packed),
+        **_weights(draft, layer, layout),
         "params": draft.constants.add(_params(layer, numbers)),
-        "taps": draft.constants.add(_tap_offsets(layer, layout, taps)),
-        "n_taps": len(taps),
-        "run_steps": -(-runs.shape[-1] // layout.step),
         "groups": groups,
         "group_in": layer.weight.shape[-1],
         "group_out": outs,
         **spatial_columns(layer),
         "x_zero": layer.x_zero,
         "band": layout.band,
-        "chunk": CHUNK if packed.size <= FEW_WEIGHTS_BYTES else 1 << 40,
         "copied": int(layout.copied),
         "line_bytes": layout.line_bytes,
         "plane_lines": layout.plane_lines,
@@ -164,6 +215,22 @@ def columns(
         "fixed": int(numbers is not None),
         "addend": -1,
         "sum_params": -1,
+    }
+
+
+def _weights(draft: Draft, layer: Layer, layout: Layout) -> dict[str, Cell]:
+    """Columns of packed weights, of taps and of scratch."""
+    if layout.kernel == "winograd":
+        weight, out = layer.weight[0], layer.window.out
+        return plan_winograd.columns(draft, weight, layer.codes, out, layout.band)
+    taps, runs = _runs(layer)
+    packed = conv_amx.pack(runs) if layout.kernel == "conv_amx" else conv_u8s8.pack(runs)
+    return {
+        "weight": draft.constants.add(packed),
+        "taps": draft.constants.add(_tap_offsets(layer, layout, taps)),
+        "n_taps": len(taps),
+        "run_steps": -(-runs.shape[-1] // layout.step),
+        "chunk": CHUNK if packed.size <= FEW_WEIGHTS_BYTES else 1 << 40,
         **draft.scratch(_scratch_bytes(layer, layout)),
     }
 
@@ -300,6 +367,13 @@ def _layout(layer: Layer, kernel: str) -> Layout:
     )
 
 
+def _winograd_layout(layer: Layer) -> Layout:
+    out, channels = layer.window.out, layer.channels
+    band = plan_winograd.band_of(out, channels, layer.weight.shape[1])
+    line = plan_winograd.line_bytes(out, channels)
+    return Layout("winograd", conv_u8s8.STEP, conv_u8s8.BLOCK, True, band, line, 1)
+
+
 def _band(layer: Layer) -> int:
     """Output lines that are worked on at a time."""
     window = layer.window
@@ -326,6 +400,5 @@ def _tap_offsets(layer: Layer, layout: Layout, taps: list[tuple[int, int]]) -> I
 
 def work_of(layer: Layer, layout: Layout) -> int:
     """How much there is to do, in units of PART_WORK: products, and codes at 0.1 ns each."""
-    cycles = _tile_cycles(layer, layout) if layout.kernel == "conv_amx" else _vector_cycles(layer)
     outputs = layer.image.batch * math.prod(layer.window.out) * math.prod(layer.weight.shape[:2])
-    return int(cycles / CYCLES_OF_UNIT) + outputs
+    return int(_cycles(layer, layout) / CYCLES_OF_UNIT) + outputs

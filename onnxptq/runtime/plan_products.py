@@ -93,6 +93,7 @@ def _conv_u8s8(draft: Draft, instr: Instr, image: Image, window: Window, weight:
         image,
         Image.of_shape(shape, is_channels_last(instr)),
         window,
+        _codes(draft, instr),
     )
     if not plan_conv.fits(layer):
         return False
@@ -105,6 +106,15 @@ def _conv_u8s8(draft: Draft, instr: Instr, image: Image, window: Window, weight:
     places["x"] = draft.read(instr.inputs[0])
     _layer(draft, instr, layer, numbers, places)
     return True
+
+
+def _codes(draft: Draft, instr: Instr) -> tuple[int, int]:
+    """Lowest and highest code of x and of what is around it; any code where the program is fed."""
+    number, zero = instr.inputs[0], instr.int("x_zero")
+    x, sign = draft.program.values[number], draft.sign(number)
+    if any(port.value == number for port in draft.program.inputs):
+        return 0, 255
+    return min(x.lo, zero) + sign, max(x.hi, zero) + sign
 
 
 def _biases(instr: Instr, channels: int) -> Array:
@@ -192,6 +202,7 @@ def _product(draft: Draft, instr: Instr, matrix: Array, m: int, places: tuple[Vi
         Image(1, k, (m, 1), (m * k, 1, (k, k))),
         Image(1, n, (m, 1), (m * n, 1, (n, n))),
         Window((m, 1), (1, 1), (1, 1), (1, 1), (0, 0), (m, 1), padded=False),
+        _codes(draft, instr),
     )
     if not plan_conv.fits(layer):
         return False
