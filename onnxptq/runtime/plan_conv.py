@@ -106,7 +106,8 @@ def fits(layer: Layer) -> bool:
         return False
     least, most = int(layer.weight.min(initial=0)), int(layer.weight.max(initial=0))
     last = layer.image.strides[1] == 1 and layer.target.strides[1] == 1
-    return last and len(layer.window.kernel) == 2 and least >= -128 and most <= 127
+    bytes_do = least >= -128 and most <= 127 and 0 <= layer.x_zero <= 255
+    return last and len(layer.window.kernel) == 2 and bytes_do
 
 
 def layouts(layer: Layer) -> list[Layout]:
