@@ -111,6 +111,41 @@ def session(source: str, feeds: str) -> Answer:
     return _parts(started, imported, loaded)
 
 
+def convolutions(
+    cpu: str, layers: dict[str, list[int]], levels: dict[str, dict[str, int]], rounds: int
+) -> Answer:
+    """GMAC/s of 3x3 layers compiled for a CPU that is named, and what its instructions allow."""
+    os.environ |= {"NUMBA_CPU_NAME": cpu, "NUMBA_CPU_FEATURES": ""}
+    import numpy as np
+
+    from benchmarks.limits import limits
+    from onnxptq.kernels import cases_conv_u8s8, conv_u8s8
+
+    best: dict[str, Answer] = {}
+    work: dict[str, Any] = {}
+    for name, (size, channels) in layers.items():
+        for level, numbers in levels.items():
+            key = f"{name}, {level}"
+            work[key] = cases_conv_u8s8.layer(np.random.default_rng(0), size, channels, numbers)
+            best[key] = {
+                "macs": 9 * (size * channels) ** 2,
+                "chain": int(work[key][0][conv_u8s8.CHAIN]),
+                "seconds": float("inf"),
+            }
+            conv_u8s8.conv_u8s8(*work[key])
+    allowed = limits()
+    most = dict.fromkeys(allowed, 0.0)
+    for _ in range(rounds):
+        most |= {name: max(most[name], run()) for name, run in allowed.items()}
+        for key, arguments in work.items():
+            started = time.thread_time()
+            conv_u8s8.conv_u8s8(*arguments)
+            best[key]["seconds"] = min(best[key]["seconds"], time.thread_time() - started)
+    for found in best.values():
+        found["gmacs"] = found.pop("macs") / found.pop("seconds") / 1e9
+    return {"limits": most, "layers": best}
+
+
 def _parts(started: float, imported: float, loaded: float) -> Answer:
     """Seconds of importing, loading, and the first result."""
     now = time.perf_counter()
@@ -139,6 +174,7 @@ JOBS = {
     "load_times": load_times,
     "executor": executor,
     "session": session,
+    "convolutions": convolutions,
 }
 
 

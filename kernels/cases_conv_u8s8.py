@@ -31,6 +31,7 @@ SHAPES: tuple[Mapping[str, Any], ...] = (
     {"groups": 3, "group_in": 2, "group_out": 11, "in": (5, 4), "k": (2, 3), "batch": 3},
     {"groups": 2, "group_in": 24, "group_out": 24, "in": (5, 5), "k": (3, 3), "p": (1, 1, 1, 1)},
     {"group_in": 8, "group_out": 24, "in": (6, 6), "k": (3, 3), "s": (3, 2), "p": (2, 2, 2, 2)},
+    {"group_in": 64, "group_out": 17, "in": (3, 6), "k": (3, 3)},
     # Windows that lie wholly outside, and a dilated one that is wider than x.
     {"group_in": 2, "group_out": 4, "in": (2, 2), "k": (1, 1), "p": (3, 3, 3, 3)},
     {"group_in": 3, "in": (2, 3), "k": (2, 2), "d": (4, 5), "p": (3, 4, 3, 4)},
@@ -43,6 +44,10 @@ SUMS = (
     ((-0x7FFF8000, 0x7FFF7FFF), 0x8000, 47, (0, 255)),
 )
 """Multipliers, rounding, shift and limits of residual sums."""
+
+
+LEVELS = ((255, 128), (255, 64), (255, 30), (255, 8), (15, 128), (15, 8), (3, 2))
+"""Highest code and what weights stay below: all lengths of chains, with and without split steps."""
 
 
 def convs(rng: Generator) -> Iterator[Arguments]:
@@ -64,6 +69,9 @@ def _convs(rng: Generator, *, tiles: bool) -> Iterator[Arguments]:
         yield _conv(rng, shape, zero, tiles=tiles)
         yield _conv(rng, {**shape, "real_acc": 1}, zero, tiles=tiles)
         yield _conv(rng, {**shape, "fixed": 1, "extreme": 1}, 255, tiles=tiles)
+        for most, weights in LEVELS:
+            low = {"most": most, "weights": weights, "real_acc": 1}
+            yield _conv(rng, {**shape, **low}, most, tiles=tiles)
 
 
 def _conv(rng: Generator, shape: Mapping[str, Any], zero: int, *, tiles: bool) -> Arguments:
@@ -90,8 +98,9 @@ def _conv(rng: Generator, shape: Mapping[str, Any], zero: int, *, tiles: bool) -
         for w in ((0,) if joined else range(kernel[1]))
     ]
     runs = weight.reshape(r["groups"], r["group_out"], len(taps), -1)
-    x = rng.integers(0, 256, r["batch"] * sizes[0] * sizes[1] * channels)
-    x = np.full_like(x, 255) if r.get("extreme") else x
+    most = r.get("most", 255)
+    x = rng.integers(0, most + 1, r["batch"] * sizes[0] * sizes[1] * channels)
+    x = np.full_like(x, most) if r.get("extreme") else x
     size = r["batch"] * outs[0] * outs[1] * filters
     arena, consts, row = Bytes(), Bytes(), np.zeros(requantize.ROW, np.int64)
     scratch = _scratch_bytes(band, (line, plane, sizes[1], outs[1]), steps, channels, tiles=tiles)
@@ -102,7 +111,7 @@ def _conv(rng: Generator, shape: Mapping[str, Any], zero: int, *, tiles: bool) -
         "addend": arena.add(rng.integers(0, 256, size + 16).astype(np.uint8)),
         "scratch": arena.reserve(scratch * THREADS + 64),
         "scratch_bytes": scratch,
-        "weight": consts.add(kernel_file.pack(runs)),
+        **_packed(consts, runs, np.array(taps, np.int64), most, tiles=tiles),
         "taps": consts.add(np.array(taps, np.int64)),
         "n_taps": len(taps),
         "run_steps": -(-runs.shape[-1] // kernel_file.STEP),
@@ -159,7 +168,27 @@ def _weights(
     sizes = (r["groups"], r["group_out"], *kernel, r["group_in"])
     if r.get("extreme"):
         return np.full(sizes, 127, np.int16)
-    return rng.integers(-128, 128, sizes).astype(np.int16)
+    if "sigma" in r:
+        return np.clip(np.rint(rng.normal(0, r["sigma"], sizes)), -127, 127).astype(np.int16)
+    most = r.get("weights", 128)
+    return rng.integers(-most, most, sizes).astype(np.int16)
+
+
+def _packed(
+    consts: Bytes,
+    runs: npt.NDArray[np.int16],
+    taps: npt.NDArray[np.int64],
+    most: int,
+    *,
+    tiles: bool,
+) -> dict[str, int]:
+    """Columns of the weights, for codes of 0 to `most`."""
+    if tiles or not conv_u8s8.BY_STEPS:
+        pack = conv_amx.pack if tiles else conv_u8s8.pack
+        return {"weight": consts.add(pack(runs)), "chain": 0, "step_table": -1}
+    packed = conv_u8s8.pack_steps(runs, taps, (0, most))
+    weight, steps = consts.add(packed.weights), consts.add(packed.table())
+    return {"weight": weight, "chain": packed.chain, "step_table": steps}
 
 
 def _tap(down: int, right: int, layout: tuple[int, int, int, int, int], channels: int) -> int:
@@ -208,13 +237,20 @@ def add_ending(
     columns["params"] = consts.add(np.concatenate(params))
 
 
+def layer(
+    rng: Generator, size: int, channels: int, levels: Mapping[str, Any], *, tiles: bool = False
+) -> Arguments:
+    """A 3x3 layer of a square image; `levels` says what codes and weights are like."""
+    shape = {"in": (size, size), "k": (3, 3), "p": (1, 1, 1, 1), "band": size, "fixed": 1}
+    shape |= {"group_in": channels, "group_out": channels, **levels}
+    return _conv(rng, shape, 0, tiles=tiles)
+
+
 def conv_work(rng: Generator) -> Arguments:
     """3x3, 64 channels, 28x28; time is for a multiplication."""
-    shape = {"group_in": 64, "group_out": 64, "in": (28, 28), "k": (3, 3), "p": (1, 1, 1, 1)}
-    return _conv(rng, {**shape, "band": 28, "fixed": 1}, 0, tiles=False)
+    return layer(rng, 28, 64, {})
 
 
 def tile_conv_work(rng: Generator) -> Arguments:
     """The same for conv_amx."""
-    shape = {"group_in": 64, "group_out": 64, "in": (28, 28), "k": (3, 3), "p": (1, 1, 1, 1)}
-    return _conv(rng, {**shape, "band": 28, "fixed": 1}, 0, tiles=True)
+    return layer(rng, 28, 64, {}, tiles=True)

@@ -72,8 +72,8 @@ def unpack_naive(row: dict[str, int], consts: U8) -> npt.NDArray[np.int64]:
 def conv_amx_naive(row: I64, arena: U8, consts: U8, thread: int, n_threads: int) -> None:
     """Specification of `conv_amx`: that of `conv_u8s8`, whose weights are packed in tiles."""
     r = dict(zip(COLUMNS, row[1:].tolist(), strict=False))
-    weight = unpack_naive(r, consts)
-    common.conv_naive(row, arena, consts, weight, (BLOCK, thread, n_threads))
+    blocks = common.blocks_of(unpack_naive(r, consts), common.taps_naive(r, consts), BLOCK)
+    common.conv_naive(row, arena, consts, blocks, (BLOCK, thread, n_threads))
 
 
 def scratch_bytes(band_pixels: int, copy_bytes: int, pixel_bytes: int) -> int:

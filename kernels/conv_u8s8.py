@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from onnxptq.kernels import epilogue, requantize
+from onnxptq.kernels import epilogue, maddubs, requantize, target
 from onnxptq.kernels import microkernel as mk
 from onnxptq.kernels.jit import lean_jit
 from onnxptq.kernels.requantize import requantize_row, requantize_row_naive
@@ -26,11 +26,15 @@ UNROLL = 2
 STEP = 4 * UNROLL
 """Bytes of a run that a step takes."""
 BLOCK = 64
-"""Channels that are worked on together."""
+"""Channels whose weights `pack` puts together."""
 VECTORS = BLOCK // LANES
 PIXELS = (12, 12, 8, 6)
 """Pixels of a block of 1, 2, 3, 4 vectors: as many as registers allow."""
 MOST_PIXELS = max(PIXELS)
+BY_STEPS = target.HAS_AVX2 and not target.HAS_VNNI
+"""Whether rows have their weights from maddubs.py, not from `pack`."""
+UNIT = LANES if BY_STEPS else BLOCK
+"""Channels that are worked on together."""
 
 COLUMNS = (
     *("x", "y", "weight", "params"),  # offsets; params: epilogue.params_of of each group
@@ -47,17 +51,20 @@ COLUMNS = (
     *("scratch", "scratch_bytes"),
     *("real_acc", "fixed"),  # fixed: all channels are FIXED_POINT and fit 32 bits
     *("addend", "sum_params"),  # of a residual sum with the layout of y; -1: none
+    *("chain", "step_table"),  # of maddubs.Packed, where BY_STEPS; ignored elsewhere
 )
 # fmt: off
 (
     X, Y, WEIGHT, PARAMS, TAPS, N_TAPS, RUN_STEPS, BATCH, GROUPS, GROUP_IN, GROUP_OUT,
     IN_H, IN_W, OUT_H, OUT_W, S_H, S_W, P_H, P_W, X_N, X_H, X_W, Y_N, Y_H, Y_W, X_ZERO,
     BAND, CHUNK, COPIED, LINE_BYTES, PLANE_LINES, REACH_H, BY_CHANNELS, SCRATCH, SCRATCH_BYTES,
-    REAL_ACC, FIXED, ADDEND, SUM_PARAMS,
+    REAL_ACC, FIXED, ADDEND, SUM_PARAMS, CHAIN, STEP_TABLE,
 ) = range(1, 1 + len(COLUMNS))
 # fmt: on
 
 ACC_BYTES = 4 * LANES * VECTORS * MOST_PIXELS
+TOGETHER = ACC_BYTES // (4 * LANES)
+"""Pixels whose sums of 16 channels wait for the epilogue."""
 
 
 def scratch_bytes(band_pixels: int, copy_bytes: int) -> int:
@@ -92,6 +99,17 @@ def pack(runs: npt.NDArray[np.int16]) -> npt.NDArray[np.int8]:
     return np.concatenate([np.ascontiguousarray(part).ravel() for part in parts])
 
 
+def pack_steps(runs: npt.NDArray[np.int16], taps: I64, codes: tuple[int, int]) -> maddubs.Packed:
+    """The same where BY_STEPS, for codes of a range.
+
+    Args:
+        runs: As for `pack`.
+        taps: Where each tap's run begins, in bytes from a pixel's first, [n_taps].
+        codes: Lowest and highest code that can occur, those of borders included.
+    """
+    return maddubs.pack(filled(runs, maddubs.STEP), taps, codes)
+
+
 def unpack_naive(row: dict[str, int], consts: U8) -> npt.NDArray[np.int64]:
     """What was packed, [groups, group_out, n_taps, run]; the run as long as steps make it."""
     outs, taps, run = row["group_out"], row["n_taps"], row["run_steps"] * STEP
@@ -110,67 +128,103 @@ def unpack_naive(row: dict[str, int], consts: U8) -> npt.NDArray[np.int64]:
     return np.stack(groups)
 
 
+def blocks_of(
+    weight: npt.NDArray[np.int64], taps: I64, size: int
+) -> list[tuple[I64, npt.NDArray[np.int64]]]:
+    """Taps [n] and weights [channels, n, run] of each block of `size` channels of a group."""
+    firsts = range(0, weight.shape[1], size)
+    return [(taps, group[first : first + size]) for group in weight for first in firsts]
+
+
+def taps_naive(row: dict[str, int], consts: U8) -> I64:
+    """Where the taps of a row are."""
+    return consts[row["taps"] : row["taps"] + 8 * row["n_taps"]].view(np.int64)
+
+
 def conv_u8s8_naive(row: I64, arena: U8, consts: U8, thread: int, n_threads: int) -> None:
     """Specification of `conv_u8s8`: one pixel after the other, one tap after the other."""
     r = dict(zip(COLUMNS, row[1:].tolist(), strict=False))
-    conv_naive(row, arena, consts, unpack_naive(r, consts), (BLOCK, thread, n_threads))
+    if BY_STEPS:
+        each = -(-r["group_out"] // LANES)
+        table, weights = consts[r["step_table"] :], consts[r["weight"] :]
+        blocks = maddubs.unpack_naive(r["groups"] * each, table, weights)
+        outs = [min(LANES, r["group_out"] - i % each * LANES) for i in range(len(blocks))]
+        blocks = [(taps, w[:count]) for (taps, w), count in zip(blocks, outs, strict=True)]
+    else:
+        blocks = blocks_of(unpack_naive(r, consts), taps_naive(r, consts), BLOCK)
+    conv_naive(row, arena, consts, blocks, (UNIT, thread, n_threads))
 
 
 def conv_naive(
-    row: I64, arena: U8, consts: U8, weight: npt.NDArray[np.int64], part: tuple[int, int, int]
+    row: I64,
+    arena: U8,
+    consts: U8,
+    weights: Sequence[tuple[I64, npt.NDArray[np.int64]]],
+    part: tuple[int, int, int],
 ) -> None:
     """Specification of both kernels with this row.
 
     Args:
         row: The row.
         arena: Changed in place.
-        consts: Holds taps and the numbers of channels.
-        weight: [groups, group_out, n_taps, run].
+        consts: Holds the numbers of channels.
+        weights: Taps and weights of each block of channels, as `blocks_of` gives them.
         part: Channels of a block, which part to compute, number of parts.
     """
     r = dict(zip(COLUMNS, row[1:].tolist(), strict=False))
     size, thread, n_threads = part
-    taps = consts[r["taps"] : r["taps"] + 8 * r["n_taps"]].view(np.int64)
     units = list(np.ndindex(r["groups"], -(-r["group_out"] // size)))
+    blocks = dict(zip(units, weights, strict=True))
     lines = list(np.ndindex(r["batch"], r["out_h"]))
     if r["by_channels"]:
         units = units[slice(*share_naive(len(units), thread, n_threads))]
     else:
         lines = lines[slice(*share_naive(len(lines), thread, n_threads))]
-    run = weight.shape[-1]
+    places = {unit: _places_naive(r, taps) for unit, (taps, _) in blocks.items()}
     for image, h in lines:
-        x, places, steps = _lines_naive(r, arena, taps, image, h, run)
+        x, step = _lines_naive(r, arena, image, h)
         for w, (group, block) in itertools.product(range(r["out_w"]), units):
-            start = w * steps + group * r["group_in"]
-            runs = np.stack([x[start + at : start + at + run] for at in places]).astype(np.int64)
-            channels = weight[group, block * size : (block + 1) * size]
-            acc = (channels * runs).sum(axis=(1, 2))
+            start, channels = w * step + group * r["group_in"], blocks[group, block][1]
+            run = channels.shape[-1]
+            runs = [x[start + at : start + at + run] for at in places[group, block]]
+            acc = (channels * np.stack(runs).astype(np.int64)).sum(axis=(1, 2))
             write_naive(row, arena, consts, acc, (image, h, w), group, block * size)
 
 
-def _lines_naive(
-    r: dict[str, int], arena: U8, taps: I64, image: int, h: int, run: int
-) -> tuple[U8, list[int], int]:
-    """Bytes from the first pixel of an output line on, where taps are in them, a pixel's step."""
+def _places_naive(r: dict[str, int], taps: I64) -> list[int]:
+    """Where taps are in what `_lines_naive` gives."""
+    if not r["copied"]:
+        return taps.tolist()
+    width = _width_naive(r) * r["groups"] * r["group_in"]
+    places: list[int] = []
+    for tap in taps.tolist():
+        slot, right = divmod(tap, r["line_bytes"])
+        parity, down = divmod(slot, r["plane_lines"])
+        places.append((down * r["s_h"] + parity) * width + right)
+    return places
+
+
+def _width_naive(r: dict[str, int]) -> int:
+    """Pixels of a line of the whole image with its border."""
+    return r["line_bytes"] // (r["groups"] * r["group_in"]) + r["in_w"] + r["p_w"]
+
+
+def _lines_naive(r: dict[str, int], arena: U8, image: int, h: int) -> tuple[U8, int]:
+    """Bytes from the first pixel of an output line on, and from a pixel to the next."""
     if not r["copied"]:
         start = r["x"] + image * r["x_n"] + h * r["s_h"] * r["x_h"]
-        return arena[start:], taps.tolist(), r["s_w"] * r["x_w"]
-    channels, line = r["groups"] * r["group_in"], r["line_bytes"]
+        return arena[start:], r["s_w"] * r["x_w"]
+    channels, width = r["groups"] * r["group_in"], _width_naive(r)
     below = r["out_h"] * r["s_h"] + r["reach_h"]
-    bordered = np.full((below, line // channels + r["in_w"] + r["p_w"], channels), r["x_zero"])
+    bordered = np.full((below, width, channels), r["x_zero"])
     for y in range(r["in_h"]):
         if y + r["p_h"] < below:
             start = r["x"] + image * r["x_n"] + y * r["x_h"]
             pixels = arena[start : start + r["in_w"] * channels].reshape(-1, channels)
             bordered[y + r["p_h"], r["p_w"] : r["p_w"] + r["in_w"]] = pixels
-    width = bordered.shape[1] * channels
-    places: list[int] = []
-    for tap in taps.tolist():
-        slot, right = divmod(tap, line)
-        parity, down = divmod(slot, r["plane_lines"])
-        places.append((down * r["s_h"] + parity) * width + right)
-    flat = np.concatenate([bordered[h * r["s_h"] :].ravel(), np.zeros(run)])
-    return flat.astype(np.uint8), places, r["s_w"] * channels
+    behind = np.zeros(width * channels)  # runs are read in whole steps
+    flat = np.concatenate([bordered[h * r["s_h"] :].ravel(), behind])
+    return flat.astype(np.uint8), r["s_w"] * channels
 
 
 def write_naive(
@@ -520,14 +574,16 @@ def conv_u8s8(row: I64, arena: U8, consts: U8, thread: int, n_threads: int) -> N
     STEP - 1 bytes behind a pixel's last are read, and count nothing.
 
     Args:
-        row: COLUMNS, then those of requantize.py, [64]. Weight is s8
-            [groups][blocks of 64 channels][n_taps][steps * UNROLL][channels of the block][4].
+        row: COLUMNS, then those of requantize.py, [64]. Weight is from `pack`, s8
+            [groups][blocks of 64 channels][n_taps][steps * UNROLL][channels of the block][4]; or
+            from `maddubs.pack`, where BY_STEPS.
         arena: Holds x, y, scratch of `scratch_bytes`.
         consts: Holds weights, params, taps and requantization.
         thread: Which part to compute.
         n_threads: Number of parts.
     """
-    lines, units = row[BATCH] * row[OUT_H], row[GROUPS] * ((row[GROUP_OUT] + 63) // 64)
+    lines = row[BATCH] * row[OUT_H]
+    units = row[GROUPS] * ((row[GROUP_OUT] + UNIT - 1) // UNIT)
     first_line, stop_line, first_unit, stop_unit = 0, lines, 0, units
     if row[BY_CHANNELS] != 0:
         first_unit, stop_unit = share(units, thread, n_threads)
@@ -553,7 +609,7 @@ def conv_u8s8(row: I64, arena: U8, consts: U8, thread: int, n_threads: int) -> N
 
 
 @lean_jit
-def _unit(
+def _unit_by_taps(
     row: I64,
     arena: U8,
     consts: U8,
@@ -564,9 +620,9 @@ def _unit(
     ys: int,
 ) -> None:
     """Some pixels of a band, the first and the one behind the last, for one block of channels."""
-    blocks = (row[GROUP_OUT] + 63) // 64
-    group, first = unit // blocks, unit % blocks * 64
-    outs = min(64, row[GROUP_OUT] - first)
+    blocks = (row[GROUP_OUT] + BLOCK - 1) // BLOCK
+    group, first = unit // blocks, unit % blocks * BLOCK
+    outs = min(BLOCK, row[GROUP_OUT] - first)
     vectors = (outs + LANES - 1) // LANES
     n_taps, steps = row[N_TAPS], row[RUN_STEPS]
     each = (row[GROUP_OUT] + LANES - 1) // LANES
@@ -586,3 +642,35 @@ def _unit(
         else:
             multiply_1(places, shift, taps, n_taps, steps, weight, sums)
         finish(row, arena, consts, acc, min(size, pixels[1] - i), ys + 8 * i, group, first, outs)
+
+
+@lean_jit
+def _unit_by_steps(
+    row: I64,
+    arena: U8,
+    consts: U8,
+    unit: int,
+    pixels: tuple[int, int],
+    acc: int,
+    xs: int,
+    ys: int,
+) -> None:
+    """The same by maddubs.py; sums of more pixels than it takes at once go on together."""
+    blocks = (row[GROUP_OUT] + LANES - 1) // LANES
+    group, first = unit // blocks, unit % blocks * LANES
+    outs, shift = min(LANES, row[GROUP_OUT] - first), group * row[GROUP_IN]
+    starts_bytes = 8 * (row[GROUPS] * blocks + 1)
+    starts = consts[row[STEP_TABLE] : row[STEP_TABLE] + starts_bytes].view(np.int64)
+    begin, count = starts[unit], starts[unit + 1] - starts[unit]
+    memory, numbers = arena.ctypes.data, consts.ctypes.data
+    offsets = numbers + row[STEP_TABLE] + starts_bytes + 4 * begin
+    weight = numbers + row[WEIGHT] + maddubs.STEP_BYTES * begin
+    for i in range(pixels[0], pixels[1], TOGETHER):
+        stop = min(i + TOGETHER, pixels[1])
+        for j in range(i, i + (stop - i + 3) // 4 * 4, maddubs.PIXELS):
+            places, sums = memory + xs + 8 * j, memory + acc + 4 * LANES * (j - i)
+            maddubs.multiply(places, shift, offsets, count, row[CHAIN], weight, sums)
+        finish(row, arena, consts, acc, stop - i, ys + 8 * i, group, first, outs)
+
+
+_unit = _unit_by_steps if BY_STEPS else _unit_by_taps

@@ -18,6 +18,7 @@ _KNOWN = {
     "generic": frozenset[str](),
     "x86-64": frozenset({"sse2"}),
     "haswell": frozenset({"sse2", "avx2", "fma"}),
+    "skylake-avx512": frozenset({"sse2", "avx2", "fma", "avx512bw", "avx512vl"}),
     "cascadelake": frozenset({"sse2", "avx2", "fma", "avx512bw", "avx512vl", "avx512vnni"}),
 }
 

@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from onnxptq.runtime.verify import Difference, Verification
 
 _WORST_LAYERS = 8
+_SATURATES_HERE = (
+    "onnxruntime cuts off such sums at 16 bits on this CPU, which has no VNNI; the executor never "
+    "does, so results may differ there. --bits w7a8 avoids it"
+)
 _PIPE_WIDTH = 160  # columns of tables, where nobody looks at the width of a window
 
 
@@ -180,6 +184,8 @@ def verification(result: "Verification") -> tuple[RenderableType, ...]:
     if unproved:
         worst = [row.node for row in certificate.layers if row.proved < row.channels]
         parts += notes([f"not proved: {', '.join(worst)}"])
+    if certificate.saturates_here:
+        parts += notes([_SATURATES_HERE])
     parts += notes([f"codes may leave their range at {node}" for node in certificate.unsound])
     parts += notes([f"not compared: {name}" for name in result.not_compared])
     return tuple(parts)

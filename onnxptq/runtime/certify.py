@@ -16,7 +16,7 @@ from onnxptq.program import Instr, IntegerProgram, Value
 from onnxptq.requant import Form, Requant
 from onnxptq.requant_pairs import PairForm, PairRequant
 from onnxptq.runtime.averages import average_requant, averaged_pixels
-from onnxptq.runtime.cpu import cpu_class
+from onnxptq.runtime.cpu import NO_VNNI, cpu_class
 from onnxptq.runtime.probe import formula_of, probe
 from onnxptq.runtime.ranges import sound, unsound_sources
 from onnxptq.runtime.window import is_channels_last
@@ -89,6 +89,12 @@ class Certificate:
     holds: bool
     unsound: tuple[str, ...] = ()
     layers: tuple[LayerProof, ...] = field(default=(), repr=False)
+
+    @property
+    def saturates_here(self) -> bool:
+        """Whether onnxruntime may saturate sums on this CPU, which the executor does on none."""
+        risky = any(row.saturation.channels for row in self.layers)
+        return risky and self.cpu.endswith(NO_VNNI)
 
 
 def certify(program: IntegerProgram, shapes: Shapes) -> Certificate:

@@ -2,6 +2,9 @@
 
 import platform
 
+NO_VNNI = "no VNNI"
+"""How the class of a machine ends where onnxruntime saturates sums of two products."""
+
 
 def cpu_features() -> frozenset[str]:
     """What this CPU can do, in LLVM's names."""
@@ -17,7 +20,7 @@ def cpu_class() -> str:
     if machine not in ("x86_64", "AMD64"):
         return f"{machine} (formulas were established on x86-64)"
     features = cpu_features()
-    vnni = "VNNI" if {"avx512vnni", "avxvnni"} & features else "no VNNI"
+    vnni = "VNNI" if {"avx512vnni", "avxvnni"} & features else NO_VNNI
     fma = "FMA" if "fma" in features else "no FMA"
     return f"x86-64 with {fma}, {vnni}"
 

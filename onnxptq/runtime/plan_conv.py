@@ -25,7 +25,7 @@ FEW_LINES = 16
 """With fewer lines, parts of a row share the channels."""
 
 # Cycles, from benchmarks/winograd.py on a Xeon with AVX512-VNNI and AMX, 2026-11-25.
-VECTOR_PRODUCT = (0.78, 0.58, 0.53, 0.50)
+VECTOR_PRODUCT = (2.0,) * 4 if conv_u8s8.BY_STEPS else (0.78, 0.58, 0.53, 0.50)
 """Of a vector product of `conv_u8s8` in blocks of 1, 2, 3, 4 vectors of channels."""
 WINOGRAD_PRODUCT = (0.78, 0.74, 0.65, 0.57)
 """The same of `winograd`."""
@@ -115,7 +115,8 @@ def layouts(layer: Layer) -> list[Layout]:
     found = [_layout(layer, "conv_u8s8")]
     if target.allow_tiles():
         found.append(_layout(layer, "conv_amx"))
-    if _is_3x3(layer) and plan_winograd.codes_fit(layer.codes):
+    # Where products go by steps, those of so few bits are fast, and Winograd's are not.
+    if _is_3x3(layer) and plan_winograd.codes_fit(layer.codes) and not conv_u8s8.BY_STEPS:
         found.append(_winograd_layout(layer))
     return found
 
@@ -225,10 +226,12 @@ def _weights(draft: Draft, layer: Layer, layout: Layout) -> dict[str, Cell]:
         weight, out = layer.weight[0], layer.window.out
         return plan_winograd.columns(draft, weight, layer.codes, out, layout.band)
     taps, runs = _runs(layer)
-    packed = conv_amx.pack(runs) if layout.kernel == "conv_amx" else conv_u8s8.pack(runs)
+    offsets = _tap_offsets(layer, layout, taps)
+    packed, by_steps = _packed(draft, layer, layout, runs, offsets)
     return {
         "weight": draft.constants.add(packed),
-        "taps": draft.constants.add(_tap_offsets(layer, layout, taps)),
+        **by_steps,
+        "taps": draft.constants.add(offsets),
         "n_taps": len(taps),
         "run_steps": -(-runs.shape[-1] // layout.step),
         "chunk": CHUNK if packed.size <= FEW_WEIGHTS_BYTES else 1 << 40,
@@ -253,6 +256,22 @@ def spatial_columns(layer: Layer) -> dict[str, Cell]:
         "y_n": layer.target.strides[0],
         **{f"{name}_{axis}": n[i] for name, n in pairs.items() for i, axis in enumerate("hw")},
     }
+
+
+def _packed(
+    draft: Draft, layer: Layer, layout: Layout, runs: Array, offsets: I64
+) -> tuple[Array, dict[str, Cell]]:
+    """Weights as the kernel reads them, and what it is told of steps, where it goes by them.
+
+    No sum of int16 saturates then for any code that x and its border can have.
+    """
+    if layout.kernel == "conv_amx":
+        return conv_amx.pack(runs), {}
+    if not conv_u8s8.BY_STEPS:
+        return conv_u8s8.pack(runs), {}
+    packed = conv_u8s8.pack_steps(runs, offsets, layer.codes)
+    steps = draft.constants.add(packed.table())
+    return packed.weights, {"chain": packed.chain, "step_table": steps}
 
 
 def _params(layer: Layer, numbers: dict[str, Array] | None) -> Array:
@@ -360,7 +379,7 @@ def _layout(layer: Layer, kernel: str) -> Layout:
     return Layout(
         kernel,
         shape.STEP,
-        shape.BLOCK,
+        conv_amx.BLOCK if tiles else conv_u8s8.UNIT,
         copied,
         band,
         -(-width // s_w) * s_w * layer.channels,

@@ -202,3 +202,12 @@ def test_a_thread_that_waits_in_vain_can_be_sent_home(rng: np.random.Generator) 
 
     thread.join(10)
     assert not thread.is_alive()
+
+
+@pytest.mark.parametrize("kernel", dispatch.COLUMNS)
+def test_columns_of_a_row_have_names_and_places_of_their_own(kernel: str) -> None:
+    names = [*dispatch.COLUMNS[kernel]]
+    places = dispatch.columns_of(kernel)
+
+    assert len(set(places.values())) == len(places) >= len(names)
+    assert [places[name] for name in names] == list(range(1, 1 + len(names)))

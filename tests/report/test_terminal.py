@@ -9,6 +9,8 @@ from onnxptq.errors import ModelError
 from onnxptq.report import terminal
 from onnxptq.report.rows import Evaluation, LayerRow
 from onnxptq.report.terminal import Output
+from onnxptq.runtime.certify import Certificate, LayerProof, Saturation
+from onnxptq.runtime.verify import Verification
 
 
 @dataclass(frozen=True)
@@ -93,3 +95,16 @@ def test_figures_that_were_not_measured_are_left_out() -> None:
 
     assert "98.12 %" in text
     assert "agreement" not in text
+
+
+@pytest.mark.parametrize("cpu", ["x86-64 with FMA, VNNI", "x86-64 with FMA, no VNNI"])
+def test_where_onnxruntime_saturates_is_said_on_such_a_cpu(cpu: str) -> None:
+    forms = {"fixed_point": 1}
+    layer = LayerProof("conv1", "conv", 1, 1, forms, (0, 9), Saturation(1, 49))
+    certificate = Certificate(1, 1, forms, "1.32.0", cpu, "agrees", holds=True, layers=(layer,))
+
+    parts = terminal.verification(Verification(True, 49, 1, 0, None, certificate, ()))
+
+    text = " ".join(" ".join(map(text_of, parts)).split())
+    assert "1 layers could saturate, in at most 49 results of this run" in text
+    assert ("cuts off such sums at 16 bits" in text) == cpu.endswith("no VNNI")

@@ -159,3 +159,22 @@ def test_seven_bits_of_weights_cannot_saturate():
     certificate, _ = certified(program)
 
     assert [layer.saturation.channels for layer in certificate.layers] == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("bits", "cpu", "expected"),
+    [
+        ("w8a8", "x86-64 with FMA, no VNNI", True),
+        ("w8a8", "x86-64 with FMA, VNNI", False),
+        ("w8a8", "aarch64 (formulas were established on x86-64)", False),
+        ("w7a8", "x86-64 with FMA, no VNNI", False),
+    ],
+)
+def test_onnxruntime_saturates_where_there_is_no_vnni(
+    bits: str, cpu: str, expected: bool, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("onnxptq.runtime.certify.cpu_class", lambda: cpu)
+
+    certificate, _ = certified(lower(quantized(Net(bits=bits, head="gemm"))))
+
+    assert certificate.saturates_here == expected
