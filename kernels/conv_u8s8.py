@@ -32,6 +32,8 @@ VECTORS = BLOCK // LANES
 PIXELS = (12, 12, 8, 6)
 """Pixels of a block of 1, 2, 3, 4 vectors: as many as registers allow."""
 MOST_PIXELS = max(PIXELS)
+AHEAD_LINES = 3
+"""Cache lines that a step of `add_run` asks for ahead."""
 
 COLUMNS = (
     *("x", "y", "weight", "params"),  # offsets; params: epilogue.params_of of each group
@@ -209,6 +211,7 @@ def add_run(
     starts: Sequence[mk.Vector],
     steps: mk.Vector,
     carried: Sequence[mk.Vector],
+    ahead: mk.Vector | None = None,
 ) -> Sequence[mk.Vector]:
     """Add the products of a run of bytes to the sums of a block, in a microkernel.
 
@@ -218,6 +221,7 @@ def add_run(
         starts: Addresses of each pixel's run.
         steps: How many, of STEP bytes.
         carried: Sums of each pixel and vector, and the address of the run's weights.
+        ahead: How far behind the weights of a step cache lines are that will be needed later.
 
     Returns:
         The same for the next run.
@@ -228,6 +232,9 @@ def add_run(
     ) -> Sequence[mk.Vector]:
         *sums, w = carried
         run = builder.mul(turn, mk.number(STEP))
+        if ahead is not None:
+            for i in range(AHEAD_LINES):
+                mk.prefetch(builder, mk.at(builder, builder.add(w, ahead), 64 * i))
         for u in range(UNROLL):
             rows = [
                 mk.load(builder, mk.at(builder, w, 64 * (u * vectors + v)), mk.BYTES)

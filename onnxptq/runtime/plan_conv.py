@@ -30,8 +30,9 @@ TILE_PRODUCT = 24.0
 """Of a product of two tiles: 16, and half as many again for what does not overlap."""
 V_BYTE, OUTPUT_VECTOR, TILE = 0.08, 16.0, 12.0
 """Of `winograd`: a byte of V, a vector of channels of a tile's outputs, anything else of a tile."""
-WEIGHT_BYTE = 0.18
-"""Of all kernels, from rows of ResNet-18 run in order: other layers' weights were in the cache."""
+WEIGHT_BYTE, U_BYTE = 0.20, 0.13
+"""Of weights, and of those of `winograd`, which asks for them ahead; from rows of ResNet-18 run in
+order, so that other layers' weights were in the cache."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -157,7 +158,7 @@ def _winograd_cycles(layer: Layer, layout: Layout) -> float:
     bytes_of_v = winograd.POSITIONS * plan_winograd.run_of(layer.channels)
     each = V_BYTE * bytes_of_v + OUTPUT_VECTOR * _vectors(layer) + TILE
     products = computed * bytes_of_v // 4 * _products(layer, WINOGRAD_PRODUCT)
-    return products + tiles * each + WEIGHT_BYTE * bytes_of_v * outs
+    return products + tiles * each + U_BYTE * bytes_of_v * outs
 
 
 def _products(layer: Layer, costs: tuple[float, ...]) -> float:
