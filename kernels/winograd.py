@@ -336,13 +336,19 @@ def update_places(row: I64, arena: U8, ys: int, image: int, first: int, lines: i
     count = ROWS * lines * width
     table = arena[ys : ys + 8 * (count + ROWS * common.MOST_PIXELS)].view(np.int64)
     table[count:] = -1
+    step = row[common.Y_W]
     for i in range(lines * OUT):
         h = first * OUT + i
         to = image * row[common.Y_N] + h * row[common.Y_H]
         start = ROWS * (i // OUT) * width + OUT * (i % OUT)
-        for w in range(width * OUT):
-            outside = h >= row[common.OUT_H] or w >= row[common.OUT_W]
-            table[start + w // OUT * ROWS + w % OUT] = -1 if outside else to + w * row[common.Y_W]
+        for w in range(width):
+            table[start + ROWS * w] = to + OUT * w * step
+            table[start + ROWS * w + 1] = to + (OUT * w + 1) * step
+        if row[common.OUT_W] % OUT != 0:
+            table[start + ROWS * (width - 1) + 1] = -1
+        if h >= row[common.OUT_H]:
+            for w in range(width):
+                table[start + ROWS * w : start + ROWS * w + OUT] = -1
 
 
 @lean_jit
