@@ -30,7 +30,7 @@ TILE_PRODUCT = 24.0
 """Of a product of two tiles: 16, and half as many again for what does not overlap."""
 V_BYTE, OUTPUT_VECTOR, TILE = 0.08, 16.0, 12.0
 """Of `winograd`: a byte of V, a vector of channels of a tile's outputs, anything else of a tile."""
-WEIGHT_BYTE, U_BYTE = 0.20, 0.13
+WEIGHT_BYTE, U_BYTE = 0.20, 0.17
 """Of weights, and of those of `winograd`, which asks for them ahead; from rows of ResNet-18 run in
 order, so that other layers' weights were in the cache."""
 
