@@ -15,7 +15,7 @@ Versions tried (56x56, 64 channels, one thread of a Xeon with AVX512-VNNI, 2026-
 which `conv_u8s8` takes 344:
     positions by calls of conv_u8s8's blocks             234
     one loop over positions, sums begin with corrections 244; copies of vectors cost as products do
-    one loop, sums begin with zeros                      232
+    one loop, sums begin with zeros, U asked for ahead   238; 16 channels 36, by calls 38
     V of a band in the first cache, not the second       no difference
     blocks of 12 tiles and 32 channels for weights       up to 10 % slower
 

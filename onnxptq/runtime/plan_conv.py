@@ -152,9 +152,9 @@ def _winograd_cycles(layer: Layer, layout: Layout) -> float:
     """Blocks of tiles are computed whole."""
     lines, width = plan_winograd.tiles_of(layer.window.out)
     tiles, outs = layer.image.batch * lines * width, layer.weight.shape[1]
-    block = conv_u8s8.PIXELS[min(_vectors(layer), conv_u8s8.VECTORS) - 1]
-    bands = layer.image.batch * -(-lines // layout.band)
-    computed = bands * -(-layout.band * width // block) * block
+    computed = layer.image.batch * math.prod(
+        plan_winograd.blocks_of(layer.window.out, outs, layout.band)
+    )
     bytes_of_v = winograd.POSITIONS * plan_winograd.run_of(layer.channels)
     each = V_BYTE * bytes_of_v + OUTPUT_VECTOR * _vectors(layer) + TILE
     products = computed * bytes_of_v // 4 * _products(layer, WINOGRAD_PRODUCT)
