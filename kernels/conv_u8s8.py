@@ -35,6 +35,8 @@ BY_STEPS = target.HAS_AVX2 and not target.HAS_VNNI
 """Whether rows have their weights from maddubs.py, not from `pack`."""
 UNIT = LANES if BY_STEPS else BLOCK
 """Channels that are worked on together."""
+AHEAD_LINES = 3
+"""Cache lines that a step of `add_run` asks for ahead."""
 
 COLUMNS = (
     *("x", "y", "weight", "params"),  # offsets; params: epilogue.params_of of each group
@@ -262,6 +264,7 @@ def add_run(
     starts: Sequence[mk.Vector],
     steps: mk.Vector,
     carried: Sequence[mk.Vector],
+    ahead: mk.Vector | None = None,
 ) -> Sequence[mk.Vector]:
     """Add the products of a run of bytes to the sums of a block, in a microkernel.
 
@@ -271,6 +274,7 @@ def add_run(
         starts: Addresses of each pixel's run.
         steps: How many, of STEP bytes.
         carried: Sums of each pixel and vector, and the address of the run's weights.
+        ahead: How far behind the weights of a step cache lines are that will be needed later.
 
     Returns:
         The same for the next run.
@@ -281,6 +285,9 @@ def add_run(
     ) -> Sequence[mk.Vector]:
         *sums, w = carried
         run = builder.mul(turn, mk.number(STEP))
+        if ahead is not None:
+            for i in range(AHEAD_LINES):
+                mk.prefetch(builder, mk.at(builder, builder.add(w, ahead), 64 * i))
         for u in range(UNROLL):
             rows = [
                 mk.load(builder, mk.at(builder, w, 64 * (u * vectors + v)), mk.BYTES)

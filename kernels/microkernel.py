@@ -75,6 +75,13 @@ def store(builder: Builder, value: Vector, address: Vector) -> None:
     builder.store(value, builder.inttoptr(address, value.type.as_pointer()), align=1)
 
 
+def prefetch(builder: Builder, address: Vector) -> None:
+    """Ask for the cache line at an address, which may be any, to come to the second cache."""
+    arguments = [builder.inttoptr(address, I8.as_pointer())]
+    arguments += [ir.Constant(I32, number) for number in (0, 2, 1)]  # to read, second cache, data
+    call(builder, "llvm.prefetch.p0", ir.VoidType(), arguments)
+
+
 def splat(builder: Builder, value: Vector, kind: Any) -> Vector:
     """A vector with a number in every lane."""
     one = builder.insert_element(ir.Constant(kind, ir.Undefined), value, ir.Constant(I32, 0))

@@ -33,8 +33,9 @@ TILE_PRODUCT = 24.0
 """Of a product of two tiles: 16, and half as many again for what does not overlap."""
 V_BYTE, OUTPUT_VECTOR, TILE = 0.08, 16.0, 12.0
 """Of `winograd`: a byte of V, a vector of channels of a tile's outputs, anything else of a tile."""
-WEIGHT_BYTE = 0.18
-"""Of all kernels, from rows of ResNet-18 run in order: other layers' weights were in the cache."""
+WEIGHT_BYTE, U_BYTE = 0.20, 0.17
+"""Of weights, and of those of `winograd`, which asks for them ahead; from rows of ResNet-18 run in
+order, so that other layers' weights were in the cache."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -161,13 +162,13 @@ def _winograd_cycles(layer: Layer, layout: Layout) -> float:
     """Blocks of tiles are computed whole."""
     lines, width = plan_winograd.tiles_of(layer.window.out)
     tiles, outs = layer.image.batch * lines * width, layer.weight.shape[1]
-    block = conv_u8s8.PIXELS[min(_vectors(layer), conv_u8s8.VECTORS) - 1]
-    bands = layer.image.batch * -(-lines // layout.band)
-    computed = bands * -(-layout.band * width // block) * block
+    computed = layer.image.batch * math.prod(
+        plan_winograd.blocks_of(layer.window.out, outs, layout.band)
+    )
     bytes_of_v = winograd.POSITIONS * plan_winograd.run_of(layer.channels)
     each = V_BYTE * bytes_of_v + OUTPUT_VECTOR * _vectors(layer) + TILE
     products = computed * bytes_of_v // 4 * _products(layer, WINOGRAD_PRODUCT)
-    return products + tiles * each + WEIGHT_BYTE * bytes_of_v * outs
+    return products + tiles * each + U_BYTE * bytes_of_v * outs
 
 
 def _products(layer: Layer, costs: tuple[float, ...]) -> float:

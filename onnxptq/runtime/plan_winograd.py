@@ -49,11 +49,21 @@ def tiles_of(out: tuple[int, ...]) -> tuple[int, int]:
 
 
 def band_of(out: tuple[int, ...], channels: int, outs: int) -> int:
-    """Lines of tiles that are worked on at a time; all bands have about as many."""
+    """Lines of tiles that are worked on at a time: as many as compute least for nothing."""
     (lines, width), each = tiles_of(out), winograd.POSITIONS * run_of(channels)
     size = BAND_BYTES if each * outs <= FEW_WEIGHTS_BYTES else 4 * BAND_BYTES
     most = max(1, size // (width * each))
-    return -(-lines // -(-lines // most))
+    bands = range(1, min(most, lines) + 1)
+    return min(bands, key=lambda band: (blocks_of(out, outs, band)[0], -band))
+
+
+def blocks_of(out: tuple[int, ...], outs: int, band: int) -> tuple[int, int]:
+    """Blocks of tiles that are computed for an image, and tiles of a block."""
+    lines, width = tiles_of(out)
+    vectors = min(-(-outs // conv_u8s8.LANES), conv_u8s8.VECTORS)
+    block = conv_u8s8.PIXELS[vectors - 1]
+    full, rest = divmod(lines, band)
+    return full * -(-band * width // block) + -(-rest * width // block), block
 
 
 def line_bytes(out: tuple[int, ...], channels: int) -> int:
