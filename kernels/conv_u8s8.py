@@ -224,7 +224,7 @@ def _lines_naive(r: dict[str, int], arena: U8, image: int, h: int) -> tuple[U8, 
             start = r["x"] + image * r["x_n"] + y * r["x_h"]
             pixels = arena[start : start + r["in_w"] * channels].reshape(-1, channels)
             bordered[y + r["p_h"], r["p_w"] : r["p_w"] + r["in_w"]] = pixels
-    behind = np.zeros(width * channels)  # runs are read in whole steps
+    behind = np.zeros(width * channels + 64)  # runs are read in whole steps
     flat = np.concatenate([bordered[h * r["s_h"] :].ravel(), behind])
     return flat.astype(np.uint8), r["s_w"] * channels
 
