@@ -7,6 +7,11 @@ one before are finished. Small rows have few parts.
 Tried (CIFAR ResNet-20, 43 rows, 2 threads on 2 cores beside other work, 2026-11):
     equal shares and a barrier between rows              25 to 35 ms a run
     parts that are claimed                               3.1 ms (one thread: 2.9 to 4.8 ms)
+Parts a thread (W8A8, 2 threads against 1, quiet machine with AMX, 2026-11):
+                     1     2     3     4     6
+    ResNet-50        2.03  1.99  1.89  1.83  1.75
+    RegNetX-600MF    1.61  1.50  1.42  1.37  1.37
+    MobileNetV2      1.48  1.43  1.42  1.40  1.39
 """
 
 import numpy as np
@@ -72,8 +77,9 @@ REQUANTIZING = (
 
 CLAIMED, FINISHED, PLACE = 0, 8, 16
 """Two counters of a row, each on a cache line of its own, and the numbers from row to row."""
-PARTS_PER_THREAD = 4
-"""Enough that a thread that is held up holds up little."""
+PARTS_PER_THREAD = 1
+"""More would let the others do more of the work of a thread that is held up in the middle, but each
+copies borders and reads weights of its own."""
 SPINS = 2000
 """How often a thread looks whether a row is finished before it lets others run: some 50 us."""
 
