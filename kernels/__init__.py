@@ -274,7 +274,7 @@ KERNELS: dict[str, Kernel] = {
     ),
 }
 
-if target.HAS_AMX:
+if target.allow_tiles():  # asked before anything runs them
     KERNELS["conv_amx"] = Kernel(
         conv_amx.conv_amx,
         conv_amx.conv_amx_naive,
