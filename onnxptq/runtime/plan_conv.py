@@ -325,8 +325,8 @@ def fixed_point(
 ) -> tuple[Layer, dict[str, Array]] | None:
     """The layer and the numbers for the epilogue, if it can make the codes of all channels.
 
-    They have to be fixed point. Where a shift is less than the
-    epilogue's least, the multiplier or the weights, which have room at few bits, take the rest.
+    They have to be fixed point. Where a shift is less than the epilogue's least, the multiplier or
+    the weights, which have room at few bits, take the rest.
 
     Args:
         layer: The convolution.
@@ -343,8 +343,10 @@ def fixed_point(
     rounding, shift = numbers["rounding"] << up, numbers["shift"] + up
     most = _largest(scaled)
     results = most * multiplier + np.abs(rounding.astype(np.float64))
-    # Sums that may wrap around count nothing where the code is the same whatever they are.
-    exact = (most < 2**31) | (multiplier == 0)
+    # The bias is added in 64 bits, so sums must fit 32 without it too; with it, all codes of x
+    # being 0 included, is what `most` says. Where the code is always the same, nothing matters.
+    raw = 255.0 * np.abs(scaled.weight.astype(np.int64)).sum(axis=(2, 3, 4)).ravel()
+    exact = ((most < 2**31) & (raw < 2**31)) | (multiplier == 0)
     if not (exact & (results < 2**62)).all() or not fits(scaled):
         return None
     return scaled, {"multiplier": multiplier, "rounding": rounding, "shift": shift}
