@@ -44,7 +44,6 @@ ORDER = np.arange(BLOCK).reshape(4, 4, 4).transpose(1, 0, 2).reshape(4, LANES)
 # each for one vector after the other.
 BLOCK_BIAS, BLOCK_MULTIPLIER, BLOCK_ROUNDING, BLOCK_SHIFT = 0, 256, 768, 1280
 BLOCK_PARAMS_BYTES = 1536
-LEAST_BLOCK_SHIFT = 32
 
 
 def params_of(
@@ -111,7 +110,7 @@ def sum_params_of(
     a sum of high digits plus what a sum of low ones carries is the whole sum >> 16.
 
     Returns:
-        None where a digit does not fit, or the shift is less than one.
+        None where a digit does not fit, or the shift is less than a digit's.
     """
     highs = [(factor + 0x8000) >> _DIGIT for factor in multipliers]
     more = rounding >> _DIGIT
@@ -140,7 +139,7 @@ def block_params_of(bias: I32, multiplier: I32, rounding: I64, shift: I64) -> U8
         numbers.astype(np.int64)[ORDER].reshape(-1, LANES // 2, 2).transpose(0, 2, 1)
         for numbers in (multiplier, rounding)
     ]
-    rest = np.maximum(shift - LEAST_BLOCK_SHIFT, 0)
+    rest = np.maximum(shift - LEAST_SHIFT, 0)
     small = [numbers[ORDER].astype(np.int32) for numbers in (bias, rest)]
     arrays = (small[0], *pairs, small[1])
     return np.concatenate([np.ascontiguousarray(array).view(np.uint8).ravel() for array in arrays])
@@ -161,7 +160,7 @@ def block_code_naive(params: U8, channel: int, acc: int, limits: tuple[int, int]
         return int(numbers.reshape(4, 2, LANES // 2)[lane // LANES, lane % 2, lane % LANES // 2])
 
     shift = params[BLOCK_SHIFT : BLOCK_SHIFT + 4 * BLOCK].view(np.int32)[lane]
-    code = (acc * of(BLOCK_MULTIPLIER) + of(BLOCK_ROUNDING)) >> (LEAST_BLOCK_SHIFT + int(shift))
+    code = (acc * of(BLOCK_MULTIPLIER) + of(BLOCK_ROUNDING)) >> (LEAST_SHIFT + int(shift))
     return min(max(code, limits[0]), limits[1])
 
 
@@ -170,13 +169,6 @@ def _halves(builder: mk.Builder, vector: mk.Vector) -> tuple[mk.Vector, mk.Vecto
     pairs = builder.bitcast(vector, mk.LONGS)
     bits = mk.constant(32, mk.LONGS)
     return builder.ashr(builder.shl(pairs, bits), bits), builder.ashr(pairs, bits)
-
-
-def _whole(builder: mk.Builder, even: mk.Vector, odd: mk.Vector) -> mk.Vector:
-    """16 x i32 of the low halves of even and the high halves of odd lanes."""
-    one, other = builder.bitcast(even, mk.ACC), builder.bitcast(odd, mk.ACC)
-    lanes = [lane for i in range(0, LANES, 2) for lane in (i, LANES + i + 1)]
-    return mk.shuffled(builder, one, other, lanes)
 
 
 def _upper(builder: mk.Builder, even: mk.Vector, odd: mk.Vector) -> mk.Vector:

@@ -25,7 +25,7 @@ def columns(draft: Draft, layer: Layer, numbers: dict[str, Array] | None) -> dic
     window, line = layer.window, _line(layer)
     found = kernel.columns_of(line)
     weight, bias = layer.weight[:, 0, :, :, 0], bias_without_zero(layer)
-    least = np.full(bias.size, epilogue.LEAST_BLOCK_SHIFT)
+    least = np.full(bias.size, epilogue.LEAST_SHIFT)
     none = {"multiplier": 0 * least, "rounding": 0 * least, "shift": least}
     ending = [bias, *((numbers or none)[name] for name in ("multiplier", "rounding", "shift"))]
     scratch = kernel.scratch_bytes(line, window.out[0], found.slots)
