@@ -14,7 +14,7 @@ from onnxptq.methods.method import Context
 from onnxptq.methods.provable_averages import nudge_averages
 from onnxptq.ops.nodes import constant
 from onnxptq.quant import F32, SMALLEST_SCALE, QParams
-from onnxptq.recipe import Recipe
+from onnxptq.recipe import IntArray, Recipe
 from onnxptq.requant import provable
 from onnxptq.rewrite.clamps import Clamp, clamp_of, code_window
 from onnxptq.rewrite.place import lay_out, regions_of
@@ -89,13 +89,19 @@ class _Weight:
     Attributes:
         params: Its parameters.
         value: Its real values.
+        codes: Codes that a method chose, which stay; None if real values are rounded to nearest.
     """
 
     params: QParams
     value: ir.Value
+    codes: IntArray | None = None
 
     def sums(self, channel: int, scale: F32) -> tuple[I64, I64]:
         """Sum of the negative and of the positive codes of a channel at each scale, [n] each."""
+        if self.codes is not None:
+            fixed = np.take(self.codes, channel, axis=self.params.spec.axis).astype(np.int64)
+            ends = np.minimum(fixed, 0).sum(), np.maximum(fixed, 0).sum()
+            return np.full(scale.size, ends[0]), np.full(scale.size, ends[1])
         array = constant(self.value)
         assert array is not None
         row = np.take(array, channel, axis=self.params.spec.axis).reshape(-1).astype(np.float32)
@@ -112,8 +118,9 @@ class ProvableScales:
     An output channel is requantized by (acc * M + R) >> S wherever one such form equals the float
     formula on all accumulators, which depends on a few digits of its scale. Each channel takes the
     nearest scale for which there is one. It belongs behind all else that chooses scales, and is run
-    there by default. Weights whose codes are stored, and layers without output codes, are left. A
-    global average pool has no weights: the scale of its output is nudged.
+    there by default. Codes that a method chose stay as they are. Layers whose bias has stored
+    codes, or without output codes, are left. A global average pool has no weights: the scale of its
+    output is nudged.
 
     Attributes:
         nudge: Largest relative change of a scale.
@@ -128,12 +135,15 @@ class ProvableScales:
             raise SpecError(f"{self.name}: nudge is {self.nudge}, it must be 0 to 0.1")
 
     def apply(self, recipe: Recipe, ctx: Context) -> Recipe:
-        """The recipe with weight scales nudged; weights whose codes are stored keep theirs."""
+        """The recipe with weight scales nudged."""
         changes = np.concatenate(list(_batches(self.nudge, both=True)))
         recipe = nudge_averages(ctx.model, recipe, changes)
         uses = _uses(ctx.model, recipe)
         values = ctx.model.graph.initializers
-        weights = {name: _Weight(recipe.tensors[name].params, values[name]) for name in uses}
+        weights = {
+            name: _Weight(recipe.tensors[name].params, values[name], recipe.codes.get(name))
+            for name in uses
+        }
         free = recipe
         for name, layers in uses.items():
             free = _with_scale(free, name, self._nudged(weights[name], layers, both=True))
@@ -225,7 +235,7 @@ def _uses(model: ir.Model, recipe: Recipe) -> dict[str, list[_Use]]:
         if weight is None:
             continue
         bias, name = bias_of(node), str(weight.name)
-        if {name, "" if bias is None else str(bias.name)} & recipe.codes.keys():
+        if bias is not None and str(bias.name) in recipe.codes:
             stored.add(name)
         made = clamped.get(id(node.outputs[0]), str(node.outputs[0].name))
         if made not in recipe.tensors or made not in layout.values:

@@ -83,10 +83,14 @@ def fit_scales(model: ir.Model, recipe: Recipe) -> Recipe:
         fitted = _fit(node, params, recipe.tensors[str(source.name)].params, recipe)
         if fitted is not params:
             changed[name] = fitted
-    tensors = dict(recipe.tensors)
+    tensors, codes = dict(recipe.tensors), dict(recipe.codes)
     for name, params in changed.items():
+        before = tensors[name].params
         tensors[name] = replace(tensors[name], params=params)
-    return replace(recipe, tensors=tensors)
+        if name in codes:
+            # Fewer of the longer steps make the same weight.
+            codes[name] = params.quantize(before.dequantize(codes[name]))
+    return replace(recipe, tensors=tensors, codes=codes)
 
 
 def _fit(node: ir.Node, params: QParams, x: QParams, recipe: Recipe) -> QParams:

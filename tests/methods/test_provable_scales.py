@@ -193,20 +193,33 @@ def test_a_weight_of_two_layers_serves_both(rng: np.random.Generator):
     assert shares(result.model) == [1.0] * 3
 
 
-def test_stored_codes_keep_their_scale(rng: np.random.Generator):
+def test_stored_bias_codes_keep_their_scale(rng: np.random.Generator):
     model = from_text(NET_WITHOUT_CLIP, rng, WEIGHTS)
     recipe = placed(model, feeds_for(model, rng))
     free = methods.apply(recipe, "provable-scales", Context(model, {}))
-    changed = [n for n in WEIGHTS if n in free.tensors and is_changed(recipe, free, n)]
-    codes = {
-        name: recipe.tensors[name].params.quantize(array_of(model, name)) for name in changed[:1]
-    }
+    pairs = [("w0", "b0"), ("w1", "b1"), ("w3", "b3")]
+    weight, bias = next(pair for pair in pairs if is_changed(recipe, free, pair[0]))
+    codes = {bias: np.zeros(array_of(model, bias).shape, np.int32)}
 
     nudged = methods.apply(replace(recipe, codes=codes), "provable-scales", Context(model, {}))
 
-    assert changed
-    assert not is_changed(recipe, nudged, changed[0])
-    assert all(is_changed(recipe, nudged, name) for name in changed[1:])
+    assert not is_changed(recipe, nudged, weight)
+    assert any(is_changed(recipe, nudged, name) for name, _ in pairs if name != weight)
+
+
+def test_stored_weight_codes_stay_while_their_scale_is_nudged(rng: np.random.Generator):
+    model = from_text(NET_WITHOUT_CLIP, rng, WEIGHTS)
+    recipe = placed(model, feeds_for(model, rng))
+    free = methods.apply(recipe, "provable-scales", Context(model, {}))
+    name = next(n for n in WEIGHTS if n in free.tensors and is_changed(recipe, free, n))
+    codes = {name: recipe.tensors[name].params.quantize(array_of(model, name))}
+
+    nudged = methods.apply(replace(recipe, codes=codes), "provable-scales", Context(model, {}))
+
+    np.testing.assert_array_equal(nudged.codes[name], codes[name])
+    np.testing.assert_array_equal(
+        nudged.tensors[name].params.scale, free.tensors[name].params.scale
+    )
 
 
 def is_changed(before: Recipe, after: Recipe, name: str) -> bool:
