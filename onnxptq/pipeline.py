@@ -11,7 +11,8 @@ import onnx_ir as ir
 from onnxptq import methods, ort, passes
 from onnxptq.calibrate.model import calibrate
 from onnxptq.calibrate.progress import Progress, Silent
-from onnxptq.calibrate.source import Data
+from onnxptq.calibrate.source import Data, split
+from onnxptq.calibrate.taps import BATCH
 from onnxptq.errors import CalibrationError, ModelError
 from onnxptq.graph import io
 from onnxptq.methods.method import Context
@@ -27,6 +28,10 @@ from onnxptq.rewrite.qdq import insert_qdq
 from onnxptq.rewrite.weights import fit_scales
 from onnxptq.runtime.targets import complaints
 from onnxptq.settings import Settings
+
+HELD_OUT = 0.25
+"""Share of the samples that methods judge by and do not learn from."""
+_ALL = 2**62
 
 
 @dataclass(frozen=True)
@@ -105,11 +110,17 @@ def _decide(
 ) -> Recipe:
     """Measure, choose ranges, and make them fit the integer arithmetic."""
     model = prepared.model
+    batches, held_out = None, None
+    if methods.run_model(settings.methods()):
+        feeds = _readable_again(feeds)
+        batches, held_out = split(feeds, BATCH, HELD_OUT)
     collecting = settings.collecting(progress)
     recipe, stats = calibrate(model, recipe, feeds, settings.placing(), collecting)
     context = Context(
         model,
         stats,
+        batches,
+        held_out,
         norms=prepared.norms,
         seed=settings.seed,
         jobs=settings.jobs,
@@ -120,6 +131,11 @@ def _decide(
     for fit in (fit_ceilings, fit_gates, fit_scales):
         recipe = fit(model, recipe)
     return methods.apply(recipe, methods.LAST_METHOD, context)
+
+
+def _readable_again(data: Data) -> Data:
+    """The data themselves, or all of them in memory where they can be read only once."""
+    return data if data.digest() and data.count is not None else data.take(_ALL)
 
 
 def _load(model: object) -> ir.Model:

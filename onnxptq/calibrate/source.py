@@ -102,6 +102,58 @@ class Taken(Data):
         return self._each
 
 
+class Part(Data):
+    """Some of the samples of another source, which must be readable more than once."""
+
+    def __init__(self, source: Data, start: int, stop: int) -> None:
+        self._source, self._start, self._stop = source, start, stop
+
+    @property
+    def count(self) -> int | None:
+        """Number of samples."""
+        return self._stop - self._start
+
+    @property
+    def labels(self) -> I64 | None:
+        """Labels of the samples, if the source has them."""
+        labels = self._source.labels
+        return None if labels is None else labels[self._start : self._stop]
+
+    def batches(self, batch_size: int, start: int = 0) -> Iterator[Batch]:
+        """Whole batches of the source, up to the end of the part."""
+        seen = self._start + start
+        for batch in self._source.batches(batch_size, seen):
+            if seen >= self._stop:
+                return
+            seen += self._source.feed_samples(batch)
+            yield batch
+
+    def digest(self) -> str:
+        """Digest of the source and of the part's ends."""
+        return digest_of(self._source.digest(), f"part {self._start} {self._stop}")
+
+    def feed_samples(self, batch: Batch) -> int:
+        """How many samples a batch of the source holds."""
+        return self._source.feed_samples(batch)
+
+
+def split(data: Data, batch_size: int, share: float) -> tuple[Data, Data | None]:
+    """The first samples, and the last `share` of them; None where there are too few to share.
+
+    Both consist of whole batches.
+
+    Raises:
+        CalibrationError: The source does not know its length or cannot be read again.
+    """
+    first = next(data.batches(batch_size), None)
+    size = 1 if first is None else max(1, data.feed_samples(first))
+    whole = len(data) // size
+    kept = whole - int(whole * share)
+    if kept in (0, whole):
+        return data, None
+    return Part(data, 0, kept * size), Part(data, kept * size, len(data))
+
+
 def digest_of(*parts: str | bytes | Array) -> str:
     """SHA-256 of texts, bytes and arrays, each with its length; empty if one is ''."""
     if any(isinstance(part, str) and not part for part in parts):

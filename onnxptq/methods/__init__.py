@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from onnxptq.methods.entropy import Entropy
+from onnxptq.methods.gptq import Gptq
 from onnxptq.methods.method import Context, Method
 from onnxptq.methods.minmax import MinMax
 from onnxptq.methods.mse import Mse
@@ -24,6 +25,7 @@ METHODS: dict[str, type[Any]] = {
         WeightsMinMax,
         WeightsMse,
         WeightsAsymmetric,
+        Gptq,
         ProvableScales,
     )
 }
@@ -42,6 +44,15 @@ def parse_methods(text: str) -> tuple[Method, ...]:
         SpecError: An unknown method or option.
     """
     return parse(text, METHODS, "method")
+
+
+def run_model(text: str) -> bool:
+    """Whether a method of a text runs the model, and so needs data that can be read again.
+
+    Raises:
+        SpecError: An unknown method or option.
+    """
+    return any(getattr(method, "runs_model", False) for method in parse_methods(text))
 
 
 def apply(recipe: Recipe, methods: str, ctx: Context) -> Recipe:

@@ -1,0 +1,30 @@
+"""A recipe that can be run: every range chosen, and what follows from the ranges settled."""
+
+from dataclasses import replace
+
+from onnxptq.methods.method import Context
+from onnxptq.methods.mse import Mse
+from onnxptq.methods.weights import WeightsMse
+from onnxptq.recipe import Recipe
+from onnxptq.rewrite.ceilings import fit_ceilings
+from onnxptq.rewrite.gates import fit_gates
+from onnxptq.rewrite.weights import fit_scales
+
+
+def ready(recipe: Recipe, ctx: Context) -> Recipe:
+    """The recipe with `mse` and `weights-mse` for what is undecided, and scales that fit.
+
+    Raises:
+        CalibrationError: A range cannot be fitted to what was measured.
+    """
+    open_ = set(recipe.undecided())
+    if open_:
+        decided = WeightsMse().apply(Mse().apply(recipe, ctx), ctx)
+        tensors = {
+            name: decided.tensors[name] if name in open_ else tensor
+            for name, tensor in recipe.tensors.items()
+        }
+        recipe = replace(recipe, tensors=tensors)
+    for fit in (fit_ceilings, fit_gates, fit_scales):
+        recipe = fit(ctx.model, recipe)
+    return recipe
