@@ -51,6 +51,8 @@ class Group:
     def target(self, ridge: float) -> F64:
         """Real weights that come closest to the wanted outputs on the inputs as codes give them.
 
+        Where all inputs are constant, any weights do, so they stay as they are.
+
         Args:
             ridge: Pull towards the weights as they are, as a share of the mean diagonal.
 
@@ -58,6 +60,8 @@ class Group:
             methods.md 11.6: ||W X - Q X^||^2 = ||(W' - Q) X^||^2 + const, W' = W X X^T (X^ X^T)^-1.
         """
         pull = ridge * _mean_diagonal(self.moments)
+        if pull <= 0.0:
+            return self.weights
         damped = self.moments + pull * np.eye(len(self.moments))
         solved = np.linalg.solve(damped, (self.cross + pull * self.weights).T)
         return np.asarray(solved.T, np.float64)
