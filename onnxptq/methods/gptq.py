@@ -24,6 +24,9 @@ from onnxptq.spec import to_text
 
 F64 = npt.NDArray[np.float64]
 
+RIDGES = (1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0, 10.0)
+"""Tried where samples are held out; without any, the real weights are what is rounded."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Fit:
@@ -49,7 +52,8 @@ class Gptq:
     and bias chosen anew. A channel for which that does not help on the held-out samples is undone.
 
     Attributes:
-        ridge: Pull towards the real weights, as a share of the inputs' mean variance.
+        ridge: Pull towards the real weights, as a share of the inputs' mean variance; None for the
+            one that predicts the held-out samples best, layer by layer.
         damping: Added to the inputs' variances before error feedback, as a share of their mean.
         rounds: Times that a layer is rounded anew, from the steps the last round found.
         sweeps: Passes of coordinate descent.
@@ -62,14 +66,15 @@ class Gptq:
     name: ClassVar[str] = "gptq"
     runs_model: ClassVar[bool] = True
 
-    ridge: float = 0.01
+    ridge: float | None = None
     damping: float = 0.01
     rounds: int = 3
     sweeps: int = 4
 
     def __post_init__(self) -> None:
         for option in ("ridge", "damping"):
-            if not 0 < getattr(self, option) <= 1e3:
+            value = getattr(self, option)
+            if value is not None and not 0 < value <= 1e3:
                 raise SpecError(f"{self.name}: {option} must be above 0 and at most 1000")
         for option in ("rounds", "sweeps"):
             if not 1 <= getattr(self, option) <= 100:
@@ -123,21 +128,47 @@ class Gptq:
         ]
         given = None if bias is None else constant(bias)
         free = tensor.params.spec.axis is not None
-        candidates = self._candidates(groups, free_steps=free)
+        targets = [group.weights for group in groups]
+        if self.ridge is not None or held is not None:
+            ridges = RIDGES if self.ridge is None else (self.ridge,)
+            targets = _best_targets(groups, ridges, (moments, held, given))
+        candidates = self._candidates(groups, targets, free_steps=free)
         fits = [_with_bias(fit, moments, given) for fit in candidates]
         best = _choose(fits, moments if held is None else held)
         return _stored(node, recipe, best, to_text(self))
 
-    def _candidates(self, groups: list[Group], *, free_steps: bool) -> list[tuple[F64, F64]]:
-        """Rounded to nearest, to the real weights, and to the corrected target."""
+    def _candidates(
+        self, groups: list[Group], targets: list[F64], *, free_steps: bool
+    ) -> list[tuple[F64, F64]]:
+        """Codes and steps of all groups: rounded to nearest, and together towards the targets."""
         search = Search(self.damping, self.rounds, self.sweeps, free_steps)
+        pairs = zip(groups, targets, strict=True)
         nearest = [(group.nearest(), group.steps) for group in groups]
-        plain = [rounded(group, group.weights, search) for group in groups]
-        corrected = [rounded(group, group.target(self.ridge), search) for group in groups]
+        together = [rounded(group, target, search) for group, target in pairs]
         return [
             (np.stack([codes for codes, _ in parts]), np.stack([steps for _, steps in parts]))
-            for parts in (nearest, plain, corrected)
+            for parts in (nearest, together)
         ]
+
+
+def _best_targets(
+    groups: list[Group],
+    ridges: tuple[float, ...],
+    judges: tuple[Moments, Moments | None, npt.NDArray[np.generic] | None],
+) -> list[F64]:
+    """Real weights of each group by the ridge that predicts the held-out outputs best."""
+    moments, held, given = judges
+    best, least = [group.weights for group in groups], np.inf
+    for ridge in ridges:
+        targets = [group.target(ridge) for group in groups]
+        if held is None:
+            return targets
+        rows = np.stack(targets)
+        bias = moments.bias(rows) if given is not None else np.zeros(rows.shape[:2])
+        error = float(held.error(rows, bias).sum())
+        if error < least:
+            best, least = targets, error
+    return best
 
 
 @dataclass(frozen=True, slots=True)
