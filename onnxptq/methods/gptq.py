@@ -109,66 +109,88 @@ class Gptq:
     def _rounded(
         self, node: ir.Node, recipe: Recipe, moments: Moments, held: Moments | None
     ) -> Recipe:
-        weight, bias = weight_of(node), _free_bias(node)
-        assert weight is not None
-        array = constant(weight)
-        assert array is not None
-        tensor = recipe.tensors[str(weight.name)]
-        rows = to_rows(node, array.astype(np.float64))
-        shape = rows.shape[:2]
-        steps = np.broadcast_to(tensor.params.scale.reshape(-1), (shape[0] * shape[1],))
-        steps = steps.reshape(shape).astype(np.float64)
-        low = np.broadcast_to(tensor.params.code_lo.reshape(-1), (steps.size,)).reshape(shape)
-        high = np.broadcast_to(tensor.params.code_hi.reshape(-1), (steps.size,)).reshape(shape)
-        ends = np.stack([low, high], axis=2).astype(np.float64)
-        covariances = moments.plain() if bias is None else moments.centred()
-        groups = [
-            Group(rows[g], covariances[0][g], covariances[1][g], steps[g], ends[g])
-            for g in range(shape[0])
-        ]
-        given = None if bias is None else constant(bias)
-        free = tensor.params.spec.axis is not None
-        targets = [group.weights for group in groups]
-        if self.ridge is not None or held is not None:
-            ridges = RIDGES if self.ridge is None else (self.ridge,)
-            targets = _best_targets(groups, ridges, (moments, held, given))
-        candidates = self._candidates(groups, targets, free_steps=free)
-        fits = [_with_bias(fit, moments, given) for fit in candidates]
-        best = _choose(fits, moments if held is None else held)
-        return _stored(node, recipe, best, to_text(self))
+        problem = _Problem.of(node, recipe)
+        ridge = self.ridge
+        if ridge is None and held is not None:
+            ridge = problem.best_ridge(moments, held)
+        fits = self._fits(problem, moments, ridge)
+        judge = moments if held is None else held
+        errors = [judge.error(fit.rows, fit.bias) for fit in fits]
+        if held is not None:
+            # What is worth doing is known now; the held-out samples help to do it.
+            fits = self._fits(problem, moments + held, ridge)
+        return _stored(node, recipe, _chosen(fits, errors[1] < errors[0]), to_text(self))
 
-    def _candidates(
-        self, groups: list[Group], targets: list[F64], *, free_steps: bool
-    ) -> list[tuple[F64, F64]]:
-        """Codes and steps of all groups: rounded to nearest, and together towards the targets."""
-        search = Search(self.damping, self.rounds, self.sweeps, free_steps)
-        pairs = zip(groups, targets, strict=True)
+    def _fits(self, problem: "_Problem", moments: Moments, ridge: float | None) -> "list[_Fit]":
+        """All rows rounded to nearest, and together towards the target; with the best biases."""
+        search = Search(self.damping, self.rounds, self.sweeps, problem.free_steps)
+        groups = problem.groups(moments)
+        targets = [group.weights if ridge is None else group.target(ridge) for group in groups]
         nearest = [(group.nearest(), group.steps) for group in groups]
-        together = [rounded(group, target, search) for group, target in pairs]
-        return [
-            (np.stack([codes for codes, _ in parts]), np.stack([steps for _, steps in parts]))
-            for parts in (nearest, together)
-        ]
+        together = [rounded(*pair, search) for pair in zip(groups, targets, strict=True)]
+        return [problem.fit(parts, moments) for parts in (nearest, together)]
 
 
-def _best_targets(
-    groups: list[Group],
-    ridges: tuple[float, ...],
-    judges: tuple[Moments, Moments | None, npt.NDArray[np.generic] | None],
-) -> list[F64]:
-    """Real weights of each group by the ridge that predicts the held-out outputs best."""
-    moments, held, given = judges
-    best, least = [group.weights for group in groups], np.inf
-    for ridge in ridges:
-        targets = [group.target(ridge) for group in groups]
-        if held is None:
-            return targets
-        rows = np.stack(targets)
-        bias = moments.bias(rows) if given is not None else np.zeros(rows.shape[:2])
-        error = float(held.error(rows, bias).sum())
-        if error < least:
-            best, least = targets, error
-    return best
+@dataclass(frozen=True, slots=True, eq=False)
+class _Problem:
+    """What is to be rounded: G groups of R rows of a layer's weight.
+
+    Attributes:
+        rows: Real weights, [G, R, K].
+        steps: Steps that the recipe has, [G, R].
+        ends: First and last code, [G, R, 2].
+        has_bias: Whether a bias can be chosen.
+        free_steps: Whether each row has a step of its own.
+    """
+
+    rows: F64
+    steps: F64
+    ends: F64
+    has_bias: bool
+    free_steps: bool
+
+    @classmethod
+    def of(cls, node: ir.Node, recipe: Recipe) -> "_Problem":
+        weight = weight_of(node)
+        array = None if weight is None else constant(weight)
+        assert weight is not None
+        assert array is not None
+        params = recipe.tensors[str(weight.name)].params
+        rows = to_rows(node, array.astype(np.float64))
+
+        def of_rows(values: npt.NDArray[np.generic]) -> F64:
+            size = rows.shape[0] * rows.shape[1]
+            return (
+                np.broadcast_to(values.reshape(-1), (size,)).reshape(rows.shape[:2]).astype(float)
+            )
+
+        ends = np.stack([of_rows(params.code_lo), of_rows(params.code_hi)], axis=2)
+        has_bias, free = _free_bias(node) is not None, params.spec.axis is not None
+        return cls(rows, of_rows(params.scale), ends, has_bias, free)
+
+    def groups(self, moments: Moments) -> list[Group]:
+        inputs, cross = moments.centred() if self.has_bias else moments.plain()
+        parts = (self.rows, inputs, cross, self.steps, self.ends)
+        return [Group(*each) for each in zip(*parts, strict=True)]
+
+    def bias(self, rows: F64, moments: Moments) -> F64:
+        return moments.bias(rows) if self.has_bias else np.zeros(rows.shape[:2])
+
+    def fit(self, parts: list[tuple[F64, F64]], moments: Moments) -> "_Fit":
+        codes, steps = (np.stack(arrays) for arrays in zip(*parts, strict=True))
+        return _Fit(codes, steps, self.bias(codes * steps[:, :, None], moments))
+
+    def best_ridge(self, moments: Moments, held: Moments) -> float | None:
+        """The ridge whose target predicts the held-out outputs best; None for the real weights."""
+        groups = self.groups(moments)
+        least = float(held.error(self.rows, self.bias(self.rows, moments)).sum())
+        best: float | None = None
+        for ridge in RIDGES:
+            rows = np.stack([group.target(ridge) for group in groups])
+            error = float(held.error(rows, self.bias(rows, moments)).sum())
+            if error < least:
+                best, least = ridge, error
+        return best
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,29 +271,13 @@ def _both(
     return zip(real, coded, strict=True)
 
 
-def _with_bias(
-    fit: tuple[F64, F64], moments: Moments, given: npt.NDArray[np.generic] | None
-) -> _Fit:
-    codes, steps = fit
-    if given is None:
-        return _Fit(codes, steps, np.zeros(steps.shape))
-    return _Fit(codes, steps, moments.bias(codes * steps[:, :, None]))
-
-
-def _choose(fits: list[_Fit], judge: Moments) -> _Fit:
-    """The best fit of each row; the first one where nothing is better."""
-    errors = np.stack([judge.error(fit.rows, fit.bias) for fit in fits])
-    best = errors.argmin(axis=0)
-
-    def chosen(arrays: list[F64]) -> F64:
-        stacked = np.stack(arrays)
-        index = best.reshape(1, *best.shape, *[1] * (stacked.ndim - 3))
-        return np.take_along_axis(stacked, index, axis=0)[0]
-
+def _chosen(fits: list[_Fit], second: npt.NDArray[np.bool_]) -> _Fit:
+    """The second fit for the rows named, the first one for the others, [G, R]."""
+    first, other = fits
     return _Fit(
-        chosen([fit.codes for fit in fits]),
-        chosen([fit.steps for fit in fits]),
-        chosen([fit.bias for fit in fits]),
+        np.where(second[:, :, None], other.codes, first.codes),
+        np.where(second, other.steps, first.steps),
+        np.where(second, other.bias, first.bias),
     )
 
 
