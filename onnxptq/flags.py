@@ -14,6 +14,13 @@ class Storage(StrEnum):
     INT8 = "int8"
 
 
+class Quality(StrEnum):
+    """Which methods choose the numbers."""
+
+    QUICK = "quick"
+    FAST = "fast"
+
+
 class Engine(StrEnum):
     """What runs a model."""
 
@@ -126,9 +133,16 @@ OutputFolder = Annotated[Path, typer.Option(metavar="DIR", help="Folder for ever
 Bits = Annotated[
     str, typer.Option(metavar="wXaY", help="Bits of weights and activations, 2 to 8 each.")
 ]
+QualityFlag = Annotated[
+    Quality,
+    typer.Option(
+        help="fast: weights are rounded against the data, in seconds to minutes; quick: ranges from"
+        " statistics, rounding to nearest."
+    ),
+]
 Method = Annotated[
     str | None,
-    typer.Option("--method", "-m", metavar="SPEC", help='Such as "mse{p=2.4}" or "minmax".'),
+    typer.Option("--method", "-m", metavar="SPEC", help='Instead: such as "mse{p=2.4},gptq".'),
 ]
 RecipeIn = Annotated[
     Path | None,

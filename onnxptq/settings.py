@@ -11,7 +11,7 @@ from onnxptq import spec
 from onnxptq.calibrate.progress import Progress
 from onnxptq.calibrate.run import CollectOptions
 from onnxptq.errors import SpecError
-from onnxptq.methods import DEFAULT_METHODS, METHODS
+from onnxptq.methods import METHODS, QUALITIES
 from onnxptq.rewrite.options import Placing
 from onnxptq.rewrite.storage import Storage
 
@@ -23,7 +23,9 @@ class Settings:
     Attributes:
         bits: Widths of weights and of the activations that layers read, for example "w4a8".
         layer_bits: "PATTERN=w4a8" for nodes, operator types, values or weights; the last one wins.
-        method: Comma-separated methods, applied in order; None for the default ones.
+        quality: "fast" for the methods that keep accuracy in seconds to minutes, "quick" for ranges
+            from statistics and rounding to nearest.
+        method: Comma-separated methods, applied in order; None for those of `quality`.
         recipe: A saved recipe; all decisions are taken from it, and no data is needed.
         float_patterns: Nodes or operator types to leave in float.
         keep_first_last: 8 bits for the network's input, its first and last weights, and the last
@@ -43,6 +45,7 @@ class Settings:
 
     bits: str = "w8a8"
     layer_bits: tuple[str, ...] = ()
+    quality: str = "fast"
     method: str | None = None
     recipe: Path | None = None
     float_patterns: tuple[str, ...] = ()
@@ -116,9 +119,11 @@ class Settings:
         """Text of the methods to apply.
 
         Raises:
-            SpecError: A method or one of its options does not exist.
+            SpecError: The quality, a method or one of its options does not exist.
         """
-        text = self.method or DEFAULT_METHODS
+        if self.quality not in QUALITIES:
+            raise spec.unknown("quality", self.quality, QUALITIES)
+        text = self.method or QUALITIES[self.quality]
         if not spec.parse(text, METHODS, "method"):
             raise SpecError("method: the text is empty; name at least one")
         return text
@@ -127,6 +132,7 @@ class Settings:
 _DECIDED = (
     "bits",
     "layer_bits",
+    "quality",
     "method",
     "float_patterns",
     "keep_first_last",

@@ -295,10 +295,11 @@ def test_nan_in_the_data_is_refused(net: onnx.ModelProto, images: Array):
 def test_statistics_are_used_again(net: onnx.ModelProto, images: Array, tmp_path: Path):
     stats = tmp_path / "net.stats.npz"
     first, second = Counting(), Counting()
+    options = {"quality": "quick", "stats": stats}  # "fast" runs the model anew in any case
 
-    measured = quantize(net, {"x": images}, stats=stats, progress=first)
+    measured = quantize(net, {"x": images}, **options, progress=first)
     written = stats.read_bytes()
-    repeated = quantize(net, {"x": images}, stats=stats, progress=second)
+    repeated = quantize(net, {"x": images}, **options, progress=second)
 
     assert (first.fed, second.fed) == (len(images), 0)
     assert bytes_of(repeated) == bytes_of(measured)

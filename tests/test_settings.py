@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from onnxptq.errors import SpecError
-from onnxptq.methods import DEFAULT_METHODS
+from onnxptq.methods import QUALITIES
 from onnxptq.rewrite.options import Widths
 from onnxptq.settings import Settings
 
@@ -16,7 +16,7 @@ def test_the_default_is_eight_bits_with_the_default_methods():
     settings = Settings()
 
     assert settings.placing().widths() == Widths(8, 8)
-    assert settings.methods() == DEFAULT_METHODS
+    assert settings.methods() == QUALITIES["fast"]
     assert settings.layout().kind == "packed"
 
 

@@ -140,13 +140,15 @@ class Part(Data):
 def split(data: Data, batch_size: int, share: float) -> tuple[Data, Data | None]:
     """The first samples, and the last `share` of them; None where there are too few to share.
 
-    Both consist of whole batches.
+    Both consist of whole batches; where a batch takes fewer samples than asked for, the cut is
+    where it would be with full ones.
 
     Raises:
         CalibrationError: The source does not know its length or cannot be read again.
     """
     first = next(data.batches(batch_size), None)
     size = 1 if first is None else max(1, data.feed_samples(first))
+    size *= max(1, batch_size // size) if batch_size % size == 0 else 1
     whole = len(data) // size
     kept = whole - int(whole * share)
     if kept in (0, whole):

@@ -7,7 +7,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from onnxptq import ort
-from onnxptq.calibrate.ports import Array
+from onnxptq.calibrate.ports import Array, Batch
 from onnxptq.calibrate.source import Data
 from onnxptq.ops.nodes import constant
 from onnxptq.recipe import Recipe
@@ -28,12 +28,12 @@ def float_values(model: ir.Model, data: Data, names: Sequence[str]) -> Iterator[
     """
     inner = _inner(model, names)
     if not inner:
-        for batch in data.batches(BATCH):
+        for batch in _grouped(model, data):
             yield {name: batch[name] for name in names}
         return
     session = ort.session(_only(model, inner))
     needed = [port.name for port in session.inputs]
-    for batch in data.batches(BATCH):
+    for batch in _grouped(model, data):
         found = session.run({name: batch[name] for name in needed}, inner)
         yield {**{name: batch[name] for name in names if name in batch}, **found}
 
@@ -64,7 +64,7 @@ def quantized_values(
     taps = {name: str(readers[name].inputs[0].name) for name in names}  # type: ignore[union-attr]
     session = ort.session(_only(written, list(taps.values())))
     needed = [port.name for port in session.inputs]
-    for batch in data.batches(BATCH):
+    for batch in _grouped(model, data):
         found = session.run({name: batch[name] for name in needed}, list(taps.values()))
         yield {name: _real(readers[name], found[tap]) for name, tap in taps.items()}
 
@@ -77,11 +77,32 @@ def _real(reader: ir.Node, codes: Array) -> Array:
     return (codes.astype(np.int32) - zero_point.astype(np.int32)).astype(np.float32) * scale
 
 
-def outputs(model: ir.Model, data: Data) -> Iterator[dict[str, Array]]:
-    """What the whole model gives for each batch."""
-    session = ort.session(model)
+def _grouped(model: ir.Model, data: Data) -> Iterator[Batch]:
+    """Batches of `BATCH` samples, whatever groups the source gives, where the model takes any.
+
+    Sums of products depend on the groups in their last digits, and equal data shall give equal
+    bytes.
+    """
+    free = all(port.shape and not isinstance(port.shape[0], int) for port in ort.inputs(model))
+    group: list[Batch] = []
     for batch in data.batches(BATCH):
-        yield session.run(batch)
+        whole = sum(map(data.feed_samples, group)) + data.feed_samples(batch) <= BATCH
+        if group and not (free and whole and _fit(group[0], batch)):
+            yield _merged(group)
+            group = []
+        group.append(batch)
+    if group:
+        yield _merged(group)
+
+
+def _fit(first: Batch, second: Batch) -> bool:
+    return all(first[name].shape[1:] == second[name].shape[1:] for name in first)
+
+
+def _merged(group: list[Batch]) -> Batch:
+    if len(group) == 1:
+        return group[0]
+    return {name: np.concatenate([batch[name] for batch in group]) for name in group[0]}
 
 
 def _inner(model: ir.Model, names: Sequence[str]) -> list[str]:

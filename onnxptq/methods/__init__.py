@@ -31,7 +31,10 @@ METHODS: dict[str, type[Any]] = {
 }
 
 DEFAULT_METHODS = "mse,weights-mse"
-"""Used where no method is named, and for what the named ones leave undecided."""
+"""Used for what the named methods leave undecided."""
+
+QUALITIES = {"quick": DEFAULT_METHODS, "fast": f"{DEFAULT_METHODS},gptq"}
+"""Methods of each --quality: statistics alone, or with the model run layer by layer."""
 
 LAST_METHOD = ProvableScales.name
 """Run behind all else that chooses scales, whatever methods are named."""
