@@ -71,6 +71,11 @@ class Recipe:
         float_nodes: Node name to the reason why it stays in float.
         codes: Weight name to integer codes, where the rounding is not to nearest.
         biases: Bias name to corrected real values.
+        channel_scales: Value name to one factor a channel (axis 1), above 0: what is stored is
+            value / scale + shift. The layer that makes the value sees to it, and the layers that
+            read it undo it (`rewrite.channels`).
+        channel_shifts: Value name to one number a channel, added behind the scale; see there.
+            Weights, codes, biases and ranges are those of the model that all this was applied to.
         steps: The methods applied so far, in order.
     """
 
@@ -79,6 +84,8 @@ class Recipe:
     float_nodes: Mapping[str, str] = field(default_factory=dict[str, str])
     codes: Mapping[str, IntArray] = field(default_factory=dict[str, IntArray])
     biases: Mapping[str, F32] = field(default_factory=dict[str, F32])
+    channel_scales: Mapping[str, F32] = field(default_factory=dict[str, F32])
+    channel_shifts: Mapping[str, F32] = field(default_factory=dict[str, F32])
     steps: tuple[Step, ...] = ()
 
     def activations(self) -> tuple[TensorQuant, ...]:
@@ -132,8 +139,14 @@ class Recipe:
             "float_nodes": dict(sorted(self.float_nodes.items())),
             "tensors": {name: _tensor_to_dict(self.tensors[name]) for name in sorted(self.tensors)},
             "codes": {name: _array_to_dict(self.codes[name]) for name in sorted(self.codes)},
-            "biases": {name: _floats(self.biases[name]) for name in sorted(self.biases)},
+            "biases": _vectors_to_dict(self.biases),
+            "channel_scales": _vectors_to_dict(self.channel_scales),
+            "channel_shifts": _vectors_to_dict(self.channel_shifts),
         }
+        # Most recipes move no channels, and then say nothing of it, as files did before they could.
+        for name in ("channel_scales", "channel_shifts"):
+            if not data[name]:
+                del data[name]
         return _dump(data)
 
     @classmethod
@@ -157,9 +170,9 @@ class Recipe:
                 },
                 float_nodes=data["float_nodes"],
                 codes={name: _array_from_dict(entry) for name, entry in data["codes"].items()},
-                biases={
-                    name: np.asarray(entry, np.float32) for name, entry in data["biases"].items()
-                },
+                biases=_vectors_from_dict(data["biases"]),
+                channel_scales=_vectors_from_dict(data.get("channel_scales", {})),
+                channel_shifts=_vectors_from_dict(data.get("channel_shifts", {})),
                 steps=tuple(Step(**entry) for entry in data["steps"]),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -287,6 +300,14 @@ def _floats(values: F32) -> Any:
     if values.ndim == 0:
         return float(str(np.float32(values)))
     return [_floats(row) for row in values]
+
+
+def _vectors_to_dict(vectors: Mapping[str, F32]) -> dict[str, Any]:
+    return {name: _floats(vectors[name]) for name in sorted(vectors)}
+
+
+def _vectors_from_dict(entries: Mapping[str, Any]) -> dict[str, F32]:
+    return {name: np.asarray(entry, np.float32) for name, entry in entries.items()}
 
 
 def _ints(values: npt.NDArray[np.int32]) -> Any:

@@ -47,6 +47,8 @@ def recipe() -> Recipe:
         float_nodes={"Exp_0": "onnxruntime has no integer kernel for Exp"},
         codes={"w": np.array([[-8, 7], [0, 1]], np.int8)},
         biases={"b": np.array([0.1, -2.5], np.float32)},
+        channel_scales={"p": np.array([0.1, 4.0], np.float32)},
+        channel_shifts={"p": np.array([0.0, -0.3], np.float32)},
         steps=(Step("minmax", 3, 1.5, {"tensors": 2.0}),),
     )
 
@@ -63,6 +65,8 @@ def test_a_recipe_is_the_same_after_a_round_through_text(recipe: Recipe):
     np.testing.assert_array_equal(found.codes["w"], recipe.codes["w"])
     assert found.codes["w"].dtype == np.int8
     np.testing.assert_array_equal(found.biases["b"], recipe.biases["b"])
+    np.testing.assert_array_equal(found.channel_scales["p"], recipe.channel_scales["p"])
+    np.testing.assert_array_equal(found.channel_shifts["p"], recipe.channel_shifts["p"])
 
 
 @given(scale=SCALES)
@@ -82,6 +86,30 @@ def test_biases_are_exact_after_a_round_through_text(bias: F32):
     found = Recipe.from_json(Recipe("digest", biases={"b": bias}).to_json()).biases["b"]
 
     np.testing.assert_array_equal(found, bias)
+
+
+@pytest.mark.parametrize("field", ["channel_scales", "channel_shifts"])
+@given(numbers=hnp.arrays(np.float32, st.integers(1, 6), elements=st.floats(width=32)))
+def test_channels_are_exact_after_a_round_through_text(field: str, numbers: F32):
+    recipe = Recipe("digest", **{field: {"v": numbers}})  # type: ignore[arg-type]
+
+    found = getattr(Recipe.from_json(recipe.to_json()), field)["v"]
+
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, numbers)
+
+
+def test_a_file_from_before_there_were_channels_is_read(recipe: Recipe):
+    data = json.loads(recipe.to_json())
+    del data["channel_scales"], data["channel_shifts"]
+
+    found = Recipe.from_json(json.dumps(data))
+
+    assert (dict(found.channel_scales), dict(found.channel_shifts)) == ({}, {})
+
+
+def test_a_recipe_that_moves_no_channels_says_nothing_of_it():
+    assert "channel" not in Recipe("digest").to_json()
 
 
 @given(
@@ -111,7 +139,7 @@ def test_equal_decisions_in_another_order_give_equal_text():
 def test_each_entry_has_a_line_of_its_own(recipe: Recipe):
     lines = recipe.to_json().splitlines()
 
-    assert sum(line.startswith('    "') for line in lines) == 3 + 1 + 1 + 1
+    assert sum(line.startswith('    "') for line in lines) == 3 + 1 + 1 + 1 + 1 + 1
 
 
 def test_time_is_left_out_of_the_text(recipe: Recipe):

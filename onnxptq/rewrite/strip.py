@@ -52,7 +52,7 @@ def strip(model: ir.Model) -> tuple[ir.Model, Recipe]:
     props = model.metadata_props
     floats = json.loads(props.pop(FLOAT_NODES_KEY, "{}"))
     steps = tuple(Step(text) for text in _method_texts(props.pop(STEPS_KEY, "")))
-    recipe = Recipe(digest(model), stripper.tensors, floats, stripper.bias_codes, {}, steps)
+    recipe = Recipe(digest(model), stripper.tensors, floats, stripper.bias_codes, steps=steps)
     return model, recipe
 
 
