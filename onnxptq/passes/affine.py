@@ -83,6 +83,31 @@ class Linear:
             return weight.shape[1] * node.attributes.get_int("group", 1)
         return weight.shape[1] if _transposed(node) else weight.shape[0]
 
+    @property
+    def transposes_input(self) -> bool:
+        """Whether the input's axis 1 is not its channels: a Gemm with transA."""
+        return self.node.op_type == "Gemm" and bool(self.node.attributes.get_int("transA", 0))
+
+    @property
+    def pads(self) -> bool:
+        """Whether a shift of the input may give another result at the border than inside."""
+        node = self.node
+        if node.op_type in ("Gemm", "MatMul"):
+            return False
+        if node.op_type == "ConvTranspose":
+            return True  # positions overlap by a number of taps that differs at the border
+        if node.attributes.get_string("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
+            return True
+        return any(node.attributes.get_ints("pads", ()))
+
+    def response(self, shift: F64) -> F64:
+        """What a constant input shift[k] adds to each output channel, [C]; not if it `pads`."""
+        weight = self.scale_inputs(shift)
+        if self.node.op_type == "Conv":
+            return weight.reshape(weight.shape[0], -1).sum(axis=1)
+        alpha = self.node.attributes.get_float("alpha", 1.0)
+        return alpha * weight.sum(axis=1 if _transposed(self.node) else 0)
+
     def update(self, weight: F64, bias: F64) -> None:
         """Write new numbers into the node; constants shared with other nodes stay as they are."""
         node = self.node

@@ -7,7 +7,7 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from onnxptq.passes.affine import Linear, linear
+from onnxptq.passes.affine import linear
 from onnxptq.passes.edit import (
     F64,
     bypass,
@@ -106,7 +106,7 @@ def _fold_before(node: ir.Node) -> bool:
     target = linear(reader)
     if affine is None or target is None or target.node.inputs[0] is not node.outputs[0]:
         return False
-    if affine.source.dtype != node.outputs[0].dtype or _transposes_input(target.node):
+    if affine.source.dtype != node.outputs[0].dtype or target.transposes_input:
         return False
     dimensions = rank(affine.source)
     axis = 1 if target.node.op_type.startswith("Conv") else -1
@@ -116,9 +116,9 @@ def _fold_before(node: ir.Node) -> bool:
         return False
     bias = target.bias
     if shift.any():
-        if not target.takes_bias or _pads(target.node):
+        if not target.takes_bias or target.pads:
             return False
-        bias = bias + _sums(target, np.broadcast_to(shift, (target.inputs,)))
+        bias = bias + target.response(np.broadcast_to(shift, (target.inputs,)))
     target.update(target.scale_inputs(gain), bias)
     return bypass(node, affine.source)
 
@@ -144,28 +144,3 @@ def _only_reader(value: ir.Value) -> ir.Node | None:
     producer, reader = value.producer(), uses[0].node
     # A reader inside a body (of If, Loop, Scan) is left alone.
     return reader if producer is not None and reader.graph is producer.graph else None
-
-
-def _transposes_input(node: ir.Node) -> bool:
-    return node.op_type == "Gemm" and bool(node.attributes.get_int("transA", 0))
-
-
-def _pads(node: ir.Node) -> bool:
-    """Whether a shift of the input may give another result at the border than inside."""
-    if node.op_type == "Gemm":
-        return False
-    if node.op_type == "ConvTranspose":
-        return True  # positions overlap by a number of taps that differs at the border
-    if node.attributes.get_string("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
-        return True
-    return any(node.attributes.get_ints("pads", ()))
-
-
-def _sums(target: Linear, shift: F64) -> F64:
-    """What a constant input shift[k] adds to each output channel, [C]."""
-    weight = target.scale_inputs(shift)
-    if target.node.op_type == "Conv":
-        return weight.reshape(weight.shape[0], -1).sum(axis=1)
-    alpha = target.node.attributes.get_float("alpha", 1.0)
-    transposed = bool(target.node.attributes.get_int("transB", 0))
-    return alpha * weight.sum(axis=1 if transposed else 0)

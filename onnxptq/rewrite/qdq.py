@@ -10,6 +10,7 @@ from onnxptq.ops.nodes import is_constant
 from onnxptq.ops.op import Fusion
 from onnxptq.recipe import Recipe
 from onnxptq.rewrite.activations import ActivationWriter
+from onnxptq.rewrite.channels import with_channels
 from onnxptq.rewrite.layers import LayerWriter
 from onnxptq.rewrite.place import lay_out, regions_of
 from onnxptq.rewrite.regions import record, weight_of
@@ -32,7 +33,7 @@ def insert_qdq(model: ir.Model, recipe: Recipe, storage: Storage) -> ir.Model:
     """Write the recipe's decisions into a copy of the model.
 
     Args:
-        model: The prepared float model that the recipe was made for.
+        model: The prepared float model that the recipe was made for, no channels moved.
         recipe: Decisions; every range must have been chosen.
         storage: Layout of the weight codes.
 
@@ -40,7 +41,8 @@ def insert_qdq(model: ir.Model, recipe: Recipe, storage: Storage) -> ir.Model:
         A model that stock onnxruntime runs in its integer kernels wherever the recipe says so.
 
     Raises:
-        SpecError: The recipe is for another model, or a range is still missing.
+        SpecError: The recipe is for another model, a range is still missing, or channels cannot be
+            moved (see `with_channels`).
         ModelError: The model's opset could not be raised to one that has per-channel codes.
         ProgramError: A bias cannot be stored (see `weights.bias_codes`).
     """
@@ -53,7 +55,8 @@ def insert_qdq(model: ir.Model, recipe: Recipe, storage: Storage) -> ir.Model:
     undecided = recipe.undecided()
     if undecided:
         raise SpecError(f"the recipe has no range for {', '.join(undecided[:3])}; add a method")
-    written = model.clone()
+    moved = with_channels(model, recipe)
+    written = moved if moved is not model else model.clone()
     if recipe.tensors:
         _write(written, recipe, _possible(storage, io.opset(model)))
         _forget_shapes(written)
