@@ -9,7 +9,7 @@ import onnx
 import onnx_ir as ir
 
 from onnxptq import methods, ort, passes
-from onnxptq.calibrate.model import calibrate
+from onnxptq.calibrate.model import Remeasure, calibrate
 from onnxptq.calibrate.progress import Progress, Silent
 from onnxptq.calibrate.source import Data, split
 from onnxptq.calibrate.taps import BATCH
@@ -22,6 +22,7 @@ from onnxptq.report.layers import layer_rows
 from onnxptq.report.rows import QuantizeReport
 from onnxptq.report.totals import totals
 from onnxptq.rewrite.ceilings import fit_ceilings
+from onnxptq.rewrite.channels import with_channels
 from onnxptq.rewrite.gates import fit_gates
 from onnxptq.rewrite.place import place
 from onnxptq.rewrite.qdq import insert_qdq
@@ -94,8 +95,9 @@ def quantize(
     quantized = insert_qdq(prepared.model, recipe, settings.layout())
     _remember_preprocess(quantized, source, settings)
     batches = samples.batches(1) if samples else ()
-    rows = layer_rows(prepared.model, quantized, recipe, batches)
-    report = totals(source, prepared.model, quantized, recipe, rows)
+    moved = with_channels(prepared.model, recipe)
+    rows = layer_rows(moved, quantized, recipe, batches)
+    report = totals(source, moved, quantized, recipe, rows)
     report = replace(report, seconds=time.perf_counter() - started)
     notes = (*prepared.notes, *complaints(quantized, settings.target_ort))
     return Quantized(quantized, recipe, report, notes)
@@ -125,11 +127,13 @@ def _decide(
         seed=settings.seed,
         jobs=settings.jobs,
         progress=progress,
+        measure=Remeasure(feeds, collecting),
     )
     recipe = methods.apply(recipe, settings.methods(), context)
+    context = context.following(recipe)
     recipe = methods.apply_defaults(recipe, context)
     for fit in (fit_ceilings, fit_gates, fit_scales):
-        recipe = fit(model, recipe)
+        recipe = fit(context.model, recipe)
     return methods.apply(recipe, methods.LAST_METHOD, context)
 
 

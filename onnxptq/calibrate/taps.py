@@ -105,6 +105,22 @@ def _merged(group: list[Batch]) -> Batch:
     return {name: np.concatenate([batch[name] for batch in group]) for name in group[0]}
 
 
+def quantized_outputs(model: ir.Model, recipe: Recipe, data: Data) -> Iterator[dict[str, Array]]:
+    """What the whole model that the recipe would be written as gives for each batch.
+
+    Raises:
+        ModelError: onnxruntime refuses the model or a batch.
+    """
+    return outputs(insert_qdq(model, recipe, _UNPACKED), data)
+
+
+def outputs(model: ir.Model, data: Data) -> Iterator[dict[str, Array]]:
+    """What a whole model gives for each batch."""
+    session = ort.session(model)
+    for batch in _grouped(model, data):
+        yield session.run(batch)
+
+
 def _inner(model: ir.Model, names: Sequence[str]) -> list[str]:
     made = {value.name for node in model.graph for value in node.outputs}
     return [name for name in dict.fromkeys(names) if name in made]

@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from onnxptq.methods.entropy import Entropy
+from onnxptq.methods.equalize import Equalize
 from onnxptq.methods.gptq import Gptq
 from onnxptq.methods.method import Context, Method
 from onnxptq.methods.minmax import MinMax
@@ -25,6 +26,7 @@ METHODS: dict[str, type[Any]] = {
         WeightsMinMax,
         WeightsMse,
         WeightsAsymmetric,
+        Equalize,
         Gptq,
         ProvableScales,
     )
@@ -61,18 +63,23 @@ def run_model(text: str) -> bool:
 def apply(recipe: Recipe, methods: str, ctx: Context) -> Recipe:
     """Run the methods of a text one after the other; each leaves a Step in the recipe.
 
+    Each sees the model and its statistics with channels moved as the methods before it said. A
+    method that has numbers to report leaves a Step with them, of which the rest is filled in here.
+
     Raises:
         SpecError: An unknown method or option.
         CalibrationError: A range cannot be fitted to what was measured.
     """
     for method in parse_methods(methods):
         begun = time.perf_counter()
+        ctx = ctx.following(recipe)
         decided = method.apply(recipe, ctx)
         changed = sum(decided.tensors[name] is not recipe.tensors[name] for name in recipe.tensors)
-        step = Step(
-            to_text(method), ctx.seed, time.perf_counter() - begun, {"tensors": float(changed)}
-        )
-        recipe = decided.with_step(step)
+        numbers = {"tensors": float(changed)}
+        for step in decided.steps[len(recipe.steps) :]:
+            numbers |= step.numbers
+        step = Step(to_text(method), ctx.seed, time.perf_counter() - begun, numbers)
+        recipe = replace(decided, steps=(*recipe.steps, step))
     return recipe
 
 

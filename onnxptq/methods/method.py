@@ -1,19 +1,22 @@
 """Method: a pure function from recipe to recipe, a frozen dataclass; Context: all it may see."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Protocol
 
 import onnx_ir as ir
 
 from onnxptq.calibrate import taps
 from onnxptq.calibrate.data import Data
+from onnxptq.calibrate.model import Remeasure
 from onnxptq.calibrate.ports import Array
 from onnxptq.calibrate.progress import Progress, Silent
+from onnxptq.calibrate.run import CollectOptions
 from onnxptq.calibrate.stats import TensorStats
 from onnxptq.errors import CalibrationError
 from onnxptq.passes import Norm
 from onnxptq.recipe import Recipe
+from onnxptq.rewrite.channels import moved_values, same_channels, with_channels
 
 
 @dataclass(frozen=True)
@@ -21,8 +24,9 @@ class Context:
     """What a method gets. There is no way from here to the command line or the disk.
 
     Attributes:
-        model: The prepared float model; not to be changed.
-        stats: Statistics by value name.
+        model: The prepared float model, with channels moved as the recipe that a method is given
+            says; not to be changed.
+        stats: Statistics by value name, of that model.
         batches: The calibration data.
         held_out: Samples that are not among `batches`, for judging the result; None where there
             are too few.
@@ -30,6 +34,9 @@ class Context:
         seed: For every random choice.
         jobs: Threads or processes a method may use.
         progress: Where to report to.
+        measure: Measures values anew where channels were moved; None for `batches` to be used.
+        prepared: The prepared float model as it was before; None where `model` is it.
+        moved: The recipe whose channels are moved in `model` and `stats`; None for none.
     """
 
     model: ir.Model
@@ -40,6 +47,46 @@ class Context:
     seed: int = 0
     jobs: int = 1
     progress: Progress = field(default_factory=Silent)
+    measure: Remeasure | None = None
+    prepared: ir.Model | None = None
+    moved: Recipe | None = None
+
+    def following(self, recipe: Recipe) -> "Context":
+        """The context in which model and statistics have the channels of this recipe.
+
+        Raises:
+            SpecError: They cannot be moved.
+            CalibrationError: There are no data to measure the changed values with.
+        """
+        before = self.moved or Recipe(recipe.model_digest)
+        if same_channels(before, recipe):
+            return self
+        original = self.prepared or self.model
+        model = with_channels(original, recipe)
+        changed = [v for v in moved_values(original, before, recipe) if v in self.stats]
+        seen = replace(self, model=model, prepared=original, moved=recipe)
+        stats = {name: self.stats[name] for name in self.stats}
+        return replace(seen, stats=stats | seen.measured(changed)) if changed else seen
+
+    def measured(
+        self, values: Sequence[str], channels: Sequence[str] = ()
+    ) -> dict[str, TensorStats]:
+        """Statistics of values of the model, and of the channels of some of them.
+
+        Raises:
+            CalibrationError: There are no calibration data.
+        """
+        measure = self.measure
+        if measure is None:
+            if self.batches is None:
+                raise CalibrationError(
+                    f"the channels of value {values[0]!r} were moved, and without calibration data "
+                    f"its range cannot be measured anew: give --data"
+                )
+            options = CollectOptions(jobs=self.jobs)
+            measure = Remeasure(self.batches, options)
+        found = measure(self.model, values, channels)
+        return {name: found[name] for name in values}
 
     def samples(self, method: str) -> Data:
         """The calibration data, for methods that run the model.
@@ -61,7 +108,15 @@ class Context:
         self, recipe: Recipe, data: Data, names: Sequence[str]
     ) -> Iterator[dict[str, Array]]:
         """What the codes of these values stand for in the model that the recipe describes."""
-        return taps.quantized_values(self.model, recipe, data, names)
+        return taps.quantized_values(self.prepared or self.model, recipe, data, names)
+
+    def float_outputs(self, data: Data) -> Iterator[dict[str, Array]]:
+        """Outputs of the float model by name, batch by batch."""
+        return taps.outputs(self.model, data)
+
+    def quantized_outputs(self, recipe: Recipe, data: Data) -> Iterator[dict[str, Array]]:
+        """Outputs of the model that the recipe describes, by name, batch by batch."""
+        return taps.quantized_outputs(self.prepared or self.model, recipe, data)
 
 
 class Method(Protocol):

@@ -14,16 +14,18 @@ from onnxptq.rewrite.weights import fit_scales
 def ready(recipe: Recipe, ctx: Context) -> Recipe:
     """The recipe with `mse` and `weights-mse` for what is undecided, and scales that fit.
 
+    Args:
+        recipe: Some decisions.
+        ctx: The context that follows the recipe's channels.
+
     Raises:
         CalibrationError: A range cannot be fitted to what was measured.
     """
     open_ = set(recipe.undecided())
     if open_:
-        decided = WeightsMse().apply(Mse().apply(recipe, ctx), ctx)
-        tensors = {
-            name: decided.tensors[name] if name in open_ else tensor
-            for name, tensor in recipe.tensors.items()
-        }
+        part = {name: tensor for name, tensor in recipe.tensors.items() if name in open_}
+        decided = WeightsMse().apply(Mse().apply(replace(recipe, tensors=part), ctx), ctx)
+        tensors = {name: decided.tensors.get(name, t) for name, t in recipe.tensors.items()}
         recipe = replace(recipe, tensors=tensors)
     for fit in (fit_ceilings, fit_gates, fit_scales):
         recipe = fit(ctx.model, recipe)

@@ -83,6 +83,27 @@ class Linear:
             return weight.shape[1] * node.attributes.get_int("group", 1)
         return weight.shape[1] if _transposed(node) else weight.shape[0]
 
+    def output_ranges(self) -> F64:
+        """Largest |weight| of each output channel, [C]."""
+        sizes = np.abs(self.weight)
+        if self.node.op_type == "ConvTranspose":
+            groups = self.node.attributes.get_int("group", 1)
+            grouped = sizes.reshape(groups, -1, *sizes.shape[1:])
+            return np.moveaxis(grouped, 2, 1).reshape(self.channels, -1).max(axis=1, initial=0.0)
+        rows = sizes if self.node.op_type == "Conv" or _transposed(self.node) else sizes.T
+        return rows.reshape(self.channels, -1).max(axis=1, initial=0.0)
+
+    def input_ranges(self) -> F64:
+        """Largest |weight| that reads each input channel, [K]."""
+        sizes = np.abs(self.weight)
+        if self.node.op_type == "Conv":
+            groups = self.node.attributes.get_int("group", 1)
+            grouped = sizes.reshape(groups, -1, *sizes.shape[1:])
+            sizes = np.moveaxis(grouped, 2, 1)
+        elif _transposed(self.node):
+            sizes = sizes.T
+        return sizes.reshape(self.inputs, -1).max(axis=1, initial=0.0)
+
     @property
     def transposes_input(self) -> bool:
         """Whether the input's axis 1 is not its channels: a Gemm with transA."""

@@ -67,9 +67,39 @@ def with_channels(model: ir.Model, recipe: Recipe) -> ir.Model:
 
 def same_channels(first: Recipe, second: Recipe) -> bool:
     """Whether two recipes move the same channels by the same numbers."""
-    return _same(first.channel_scales, second.channel_scales) and _same(
-        first.channel_shifts, second.channel_shifts
-    )
+    return not _differing(first, second)
+
+
+def moved_values(model: ir.Model, before: Recipe, after: Recipe) -> list[str]:
+    """Names of all values that hold something else after a change of channels.
+
+    Args:
+        model: The prepared float model, no channels moved.
+        before: The one recipe.
+        after: The other one.
+    """
+    values = {value.name: value for node in model.graph for value in node.outputs}
+    changed: dict[str, None] = {}
+    for name in _differing(before, after):
+        changed.update(dict.fromkeys(str(value.name) for value in segment_of(values[name]).values))
+    return list(changed)
+
+
+def _differing(first: Recipe, second: Recipe) -> list[str]:
+    """The entries that are in one recipe only, or not the same in both."""
+    names: set[str] = set()
+    for one, other in (
+        (first.channel_scales, second.channel_scales),
+        (first.channel_shifts, second.channel_shifts),
+    ):
+        names |= {name for name in (*one, *other) if not np.array_equal(*_both(name, one, other))}
+    return sorted(names)
+
+
+def _both(name: str, one: Mapping[str, F32], other: Mapping[str, F32]) -> tuple[F32, F32]:
+    """The numbers of an entry, of which there are none where it is absent."""
+    none = np.zeros(0, np.float32)
+    return one.get(name, none), other.get(name, none)
 
 
 def shift_obstacle(segment: Segment) -> str | None:
@@ -84,12 +114,6 @@ def shift_obstacle(segment: Segment) -> str | None:
         if _layer(reader.layer).pads:
             return f"{where(reader.layer)} pads with zeros, which are not shifted"
     return None
-
-
-def _same(first: Mapping[str, F32], second: Mapping[str, F32]) -> bool:
-    return first.keys() == second.keys() and all(
-        np.array_equal(first[name], second[name]) for name in first
-    )
 
 
 def _numbers(name: str, segment: Segment, recipe: Recipe) -> tuple[F64, F64]:
