@@ -4,6 +4,7 @@ import time
 from dataclasses import replace
 from typing import Any
 
+from onnxptq.methods.aciq import Aciq
 from onnxptq.methods.entropy import Entropy
 from onnxptq.methods.equalize import Equalize
 from onnxptq.methods.gptq import Gptq
@@ -23,6 +24,7 @@ METHODS: dict[str, type[Any]] = {
         Percentile,
         Mse,
         Entropy,
+        Aciq,
         WeightsMinMax,
         WeightsMse,
         WeightsAsymmetric,

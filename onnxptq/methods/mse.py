@@ -66,6 +66,16 @@ class Mse:
         return QParams(spec, np.asarray(best, np.float32), np.asarray(zero, np.int32), lowest)
 
 
+def grid_error(stats: TensorStats, params: QParams, p: float) -> float:
+    """Sum of |error|^p over the histogram of an activation that is stored with these parameters."""
+    counts, half = without_zeros(stats)
+    zero = int(params.zero_point)
+    limits = (int(params.code_lo), int(params.code_hi), zero, zero)
+    scale = np.array([float(params.scale) / stats.width])
+    tails, power = _tails(counts, p), (p, numeric.power_table(p))
+    return numeric.search_grid(counts, half, tails, scale, limits, power)[2] * stats.width**p
+
+
 def require_power(p: float, name: str) -> None:
     """Raise SpecError unless p is a sensible power."""
     if not 0.5 <= p <= 8.0:

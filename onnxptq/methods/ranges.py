@@ -19,6 +19,17 @@ def set_activations(recipe: Recipe, ctx: Context, choose: Choose, set_by: str) -
     Raises:
         CalibrationError: A value has no statistics, or a network input was always 0.
     """
+    return set_each(recipe, ctx, lambda _: choose, set_by)
+
+
+def set_each(
+    recipe: Recipe, ctx: Context, choose_for: Callable[[str], Choose], set_by: str
+) -> Recipe:
+    """`set_activations` where the way to choose depends on the value's name.
+
+    Raises:
+        CalibrationError: As `set_activations`.
+    """
     params: dict[str, QParams] = {}
     for tensor in recipe.activations():
         if tensor.value not in ctx.stats:
@@ -26,7 +37,9 @@ def set_activations(recipe: Recipe, ctx: Context, choose: Choose, set_by: str) -
                 f"value {tensor.value!r} was not measured in calibration; "
                 f"add it to the values to tap"
             )
-        params[tensor.value] = _params(tensor, ctx.stats[tensor.value], ctx, choose)
+        params[tensor.value] = _params(
+            tensor, ctx.stats[tensor.value], ctx, choose_for(tensor.value)
+        )
     return recipe.with_params(params, set_by)
 
 
