@@ -1,7 +1,8 @@
 """gptq: weights rounded together, so that each layer's output stays what it was in float."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import reduce
+from operator import add
 from typing import ClassVar
 
 import numpy as np
@@ -10,15 +11,15 @@ import onnx_ir as ir
 
 from onnxptq.calibrate.source import Data
 from onnxptq.errors import SpecError
+from onnxptq.methods.layerwise import Wanted, free_bias, layers_of, pairs
 from onnxptq.methods.method import Context
-from onnxptq.methods.moments import Moments, from_rows, supports, to_rows
+from onnxptq.methods.moments import Moments, from_rows, to_rows
 from onnxptq.methods.quadratic import Group, Search, rounded
 from onnxptq.methods.ready import ready
 from onnxptq.ops.nodes import constant
 from onnxptq.quant import SMALLEST_SCALE
 from onnxptq.recipe import Recipe
-from onnxptq.rewrite.place import regions_of
-from onnxptq.rewrite.regions import activation_inputs, bias_of, weight_of
+from onnxptq.rewrite.regions import weight_of
 from onnxptq.rewrite.weights import fit_scales
 from onnxptq.spec import to_text
 
@@ -88,12 +89,12 @@ class Gptq:
         """
         data = ctx.samples(self.name)
         recipe = ready(recipe, ctx)
-        layers = _layers(ctx.model, recipe)
+        layers = layers_of(ctx.model, recipe)
         done: set[str] = set()
         ctx.progress.start(self.name, len(layers))
         try:
             for node in layers:
-                wanted = _Wanted.of(node, recipe, done)
+                wanted = Wanted.of(node, recipe, done)
                 fit = _moments(node, recipe, ctx, (wanted, data))
                 held = None
                 if ctx.held_out is not None:
@@ -165,7 +166,7 @@ class _Problem:
             )
 
         ends = np.stack([of_rows(params.code_lo), of_rows(params.code_hi)], axis=2)
-        has_bias, free = _free_bias(node) is not None, params.spec.axis is not None
+        has_bias, free = free_bias(node) is not None, params.spec.axis is not None
         return cls(rows, of_rows(params.scale), ends, has_bias, free)
 
     def groups(self, moments: Moments) -> list[Group]:
@@ -193,82 +194,10 @@ class _Problem:
         return best
 
 
-@dataclass(frozen=True, slots=True)
-class _Wanted:
-    """What a layer should give: its float output, less what the other addend of a sum is off by."""
-
-    output: str
-    partner: str | None
-
-    @classmethod
-    def of(cls, node: ir.Node, recipe: Recipe, done: set[str]) -> "_Wanted":
-        output = node.outputs[0]
-        readers = list(output.consumers())
-        if len(readers) != 1 or readers[0].op_type != "Add" or output.is_graph_output():
-            return cls(str(output.name), None)
-        others = [v for v in readers[0].inputs if v is not None and v is not output]
-        usable = len(others) == 1 and others[0].name in recipe.tensors
-        if not usable or others[0].const_value is not None or not _finished(others[0], done):
-            return cls(str(output.name), None)
-        return cls(str(output.name), str(others[0].name))
-
-
-def _finished(value: ir.Value, done: set[str]) -> bool:
-    """Whether all layers that a value depends on are rounded."""
-    pending, seen = [value.producer()], set[int]()
-    while pending:
-        node = pending.pop()
-        if node is None or id(node) in seen:
-            continue
-        if weight_of(node) is not None and str(node.name) not in done:
-            return False
-        seen.add(id(node))
-        pending.extend(node.predecessors())
-    return True
-
-
-def _layers(model: ir.Model, recipe: Recipe) -> list[ir.Node]:
-    """Layers on codes whose weight nobody else reads, in the order of the graph."""
-    regions = regions_of(model, recipe)
-    return [
-        node
-        for node in model.graph
-        if regions.holds(node)
-        and supports(node)
-        and (weight := weight_of(node)) is not None
-        and len(weight.uses()) == 1
-        and not recipe.tensors[str(weight.name)].params.zero_point.any()
-    ]
-
-
-def _free_bias(node: ir.Node) -> ir.Value | None:
-    """The bias of a layer, if it has one to itself."""
-    bias = bias_of(node)
-    return bias if bias is not None and len(bias.uses()) == 1 else None
-
-
-def _moments(node: ir.Node, recipe: Recipe, ctx: Context, source: tuple[_Wanted, Data]) -> Moments:
+def _moments(node: ir.Node, recipe: Recipe, ctx: Context, source: tuple[Wanted, Data]) -> Moments:
     """Moments of a layer's inputs as codes and of its wanted outputs."""
-    wanted, data = source
-    x = str(next(iter(activation_inputs(node))).name)
-    partner = [wanted.partner] if wanted.partner else []
-    total: Moments | None = None
-    for real, coded in _both(ctx, recipe, data, ([wanted.output, *partner], [x, *partner])):
-        target = real[wanted.output]
-        for name in partner:
-            target = target + (real[name] - coded[name])
-        found = Moments.of(node, coded[x], target.astype(np.float32))
-        total = found if total is None else total + found
-    assert total is not None
-    return total
-
-
-def _both(
-    ctx: Context, recipe: Recipe, data: Data, names: tuple[list[str], list[str]]
-) -> Iterator[tuple[dict[str, npt.NDArray[np.float32]], dict[str, npt.NDArray[np.float32]]]]:
-    real = ctx.float_values(data, names[0])
-    coded = ctx.quantized_values(recipe, data, list(dict.fromkeys(names[1])))
-    return zip(real, coded, strict=True)
+    found = (Moments.of(node, x, target) for x, target in pairs(node, recipe, ctx, source))
+    return reduce(add, found)
 
 
 def _chosen(fits: list[_Fit], second: npt.NDArray[np.bool_]) -> _Fit:
@@ -282,7 +211,7 @@ def _chosen(fits: list[_Fit], second: npt.NDArray[np.bool_]) -> _Fit:
 
 
 def _stored(node: ir.Node, recipe: Recipe, fit: _Fit, method: str) -> Recipe:
-    weight, bias = weight_of(node), _free_bias(node)
+    weight, bias = weight_of(node), free_bias(node)
     assert weight is not None
     array = constant(weight)
     assert array is not None

@@ -4,7 +4,10 @@ All that rounding needs of the data: with them, the squared error of a layer's o
 form of its weights.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import reduce
+from operator import add
 from typing import TypeVar
 
 import numpy as np
@@ -47,11 +50,8 @@ class Moments:
     @classmethod
     def of(cls, node: ir.Node, x: F32, target: F32) -> "Moments":
         """Those of one batch: the layer's input as codes give it, and its wanted output."""
-        total: Moments | None = None
-        for part in _parts(node, x, target):
-            total = part if total is None else total + part
-        assert total is not None
-        return total
+        found = (_sums(columns, rows) for columns, rows in column_parts(node, x, target))
+        return reduce(add, found)
 
     def __add__(self, other: "Moments") -> "Moments":
         return Moments(
@@ -122,24 +122,22 @@ def from_rows(node: ir.Node, rows: npt.NDArray[Number], like: F32) -> npt.NDArra
     return np.ascontiguousarray(np.moveaxis(rows.reshape(shape), 0, axis))
 
 
-def _parts(node: ir.Node, x: F32, target: F32) -> list[Moments]:
+def column_parts(node: ir.Node, x: F32, target: F32) -> Iterator[tuple[F32, F32]]:
+    """Inputs [G, K, P] of a layer's positions and its wanted outputs [G, R, P], part by part."""
     if node.op_type != "Conv":
-        columns = x.reshape(-1, x.shape[-1]).T[None]
-        return [_sums(columns, target.reshape(-1, target.shape[-1]).T[None])]
+        yield x.reshape(-1, x.shape[-1]).T[None], target.reshape(-1, target.shape[-1]).T[None]
+        return
     weight = weight_of(node)
     array = None if weight is None else constant(weight)
     assert array is not None
     groups = groups_of(node)
     sample = 4 * array[0].size * groups * max(1, target[0, 0].size)
     step = max(1, COLUMN_BYTES // sample)
-    found: list[Moments] = []
     for start in range(0, x.shape[0], step):
         wanted = target[start : start + step]
         split = wanted.reshape(wanted.shape[0], groups, wanted.shape[1] // groups, -1)
         rows = split.transpose(1, 2, 0, 3).reshape(groups, split.shape[2], -1)
-        columns = _columns(node, x[start : start + step], wanted.shape[2:], array.shape[2:])
-        found.append(_sums(columns, rows))
-    return found
+        yield _columns(node, x[start : start + step], wanted.shape[2:], array.shape[2:]), rows
 
 
 def _sums(columns: F32, rows: F32) -> Moments:
