@@ -76,6 +76,8 @@ class Recipe:
             read it undo it (`rewrite.channels`).
         channel_shifts: Value name to one number a channel, added behind the scale; see there.
             Weights, codes, biases and ranges are those of the model that all this was applied to.
+        widths: Weight name to the bits of each channel, [C], where they differ: a channel's codes
+            are the first 2^width of its window, of one code at width 0.
         steps: The methods applied so far, in order.
     """
 
@@ -86,6 +88,7 @@ class Recipe:
     biases: Mapping[str, F32] = field(default_factory=dict[str, F32])
     channel_scales: Mapping[str, F32] = field(default_factory=dict[str, F32])
     channel_shifts: Mapping[str, F32] = field(default_factory=dict[str, F32])
+    widths: Mapping[str, I32] = field(default_factory=dict[str, I32])
     steps: tuple[Step, ...] = ()
 
     def activations(self) -> tuple[TensorQuant, ...]:
@@ -101,8 +104,19 @@ class Recipe:
         """The quantized weights."""
         return tuple(t for t in self.tensors.values() if t.role is Role.WEIGHT)
 
+    def code_ends(self, weight: str) -> tuple[I32, I32]:
+        """First and last code of each channel of a weight, of the shape of its scale."""
+        params = self.tensors[weight].params
+        widths = self.widths.get(weight)
+        if widths is None:
+            return params.code_lo, params.code_hi
+        top = params.code_lo + (1 << widths.reshape(params.code_lo.shape)) - 1
+        return params.code_lo, np.minimum(top, params.code_hi).astype(np.int32)
+
     def with_params(self, params: Mapping[str, QParams], set_by: str) -> "Recipe":
         """A recipe with new parameters for these values and for all that are tied to them.
+
+        Codes and widths that were chosen for the old parameters are dropped.
 
         Raises:
             SpecError: A value is not in the recipe.
@@ -115,7 +129,9 @@ class Recipe:
             root = tensor.tied_to or name
             if root in params:
                 tensors[name] = replace(tensor, params=params[root], set_by=set_by)
-        return replace(self, tensors=tensors)
+        codes = {name: codes for name, codes in self.codes.items() if name not in params}
+        widths = {name: bits for name, bits in self.widths.items() if name not in params}
+        return replace(self, tensors=tensors, codes=codes, widths=widths)
 
     def with_range(self, value: str, lo: float, hi: float, set_by: str) -> "Recipe":
         """A recipe in which `value` (and what is tied to it) covers the real range [lo, hi]."""
@@ -142,9 +158,10 @@ class Recipe:
             "biases": _vectors_to_dict(self.biases),
             "channel_scales": _vectors_to_dict(self.channel_scales),
             "channel_shifts": _vectors_to_dict(self.channel_shifts),
+            "widths": {name: self.widths[name].tolist() for name in sorted(self.widths)},
         }
-        # Most recipes move no channels, and then say nothing of it, as files did before they could.
-        for name in ("channel_scales", "channel_shifts"):
+        # Most recipes have none of these, and then say nothing of them, as before there were any.
+        for name in ("channel_scales", "channel_shifts", "widths"):
             if not data[name]:
                 del data[name]
         return _dump(data)
@@ -173,6 +190,10 @@ class Recipe:
                 biases=_vectors_from_dict(data["biases"]),
                 channel_scales=_vectors_from_dict(data.get("channel_scales", {})),
                 channel_shifts=_vectors_from_dict(data.get("channel_shifts", {})),
+                widths={
+                    name: np.asarray(entry, np.int32)
+                    for name, entry in data.get("widths", {}).items()
+                },
                 steps=tuple(Step(**entry) for entry in data["steps"]),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:

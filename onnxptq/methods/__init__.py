@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from onnxptq.methods.aciq import Aciq
+from onnxptq.methods.allocate_bits import AllocateBits
 from onnxptq.methods.entropy import Entropy
 from onnxptq.methods.equalize import Equalize
 from onnxptq.methods.gptq import Gptq
@@ -28,6 +29,7 @@ METHODS: dict[str, type[Any]] = {
         WeightsMinMax,
         WeightsMse,
         WeightsAsymmetric,
+        AllocateBits,
         Equalize,
         Gptq,
         ProvableScales,
@@ -99,4 +101,4 @@ def apply_defaults(recipe: Recipe, ctx: Context) -> Recipe:
         name: decided.tensors[name] if name in open_ else tensor
         for name, tensor in recipe.tensors.items()
     }
-    return replace(decided, tensors=tensors)
+    return replace(decided, tensors=tensors, codes=recipe.codes, widths=recipe.widths)

@@ -156,7 +156,8 @@ class _Problem:
         array = None if weight is None else constant(weight)
         assert weight is not None
         assert array is not None
-        params = recipe.tensors[str(weight.name)].params
+        name = str(weight.name)
+        params = recipe.tensors[name].params
         rows = to_rows(node, array.astype(np.float64))
 
         def of_rows(values: npt.NDArray[np.generic]) -> F64:
@@ -165,7 +166,7 @@ class _Problem:
                 np.broadcast_to(values.reshape(-1), (size,)).reshape(rows.shape[:2]).astype(float)
             )
 
-        ends = np.stack([of_rows(params.code_lo), of_rows(params.code_hi)], axis=2)
+        ends = np.stack([of_rows(end) for end in recipe.code_ends(name)], axis=2)
         has_bias, free = free_bias(node) is not None, params.spec.axis is not None
         return cls(rows, of_rows(params.scale), ends, has_bias, free)
 

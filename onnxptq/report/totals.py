@@ -52,11 +52,12 @@ def file_bytes(model: ir.Model) -> int:
 
 def average_weight_bits(model: ir.Model, recipe: Recipe) -> float:
     """Nominal bits of the quantized weights, averaged over their elements; 32 if there are none."""
-    bits = elements = 0
+    bits, elements = 0.0, 0
     for tensor in recipe.weights():
         array = constant(model.graph.initializers[tensor.value])
         size = 0 if array is None else array.size
-        bits += size * tensor.params.spec.bits
+        widths = recipe.widths.get(tensor.value)
+        bits += size * (tensor.params.spec.bits if widths is None else float(widths.mean()))
         elements += size
     return bits / elements if elements else 32.0
 

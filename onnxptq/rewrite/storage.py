@@ -161,6 +161,11 @@ class WeightWriter:
         return self._initializer(name, (fields << position).astype(np.uint8))
 
 
+def packed_bytes(count: int, bits: int) -> int:
+    """How many bytes so many packed codes take."""
+    return sum(-(-count * width // 8) for width in PLANES.get(bits, (bits,)))
+
+
 def pack(fields: Bytes, width: int) -> Bytes:
     """Put fields of 1, 2 or 4 bits into bytes, the first lowest; zeros fill the last byte."""
     per_byte = 8 // width
