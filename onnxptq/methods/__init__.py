@@ -6,6 +6,7 @@ from typing import Any
 
 from onnxptq.methods.aciq import Aciq
 from onnxptq.methods.allocate_bits import AllocateBits
+from onnxptq.methods.bias_correction import BiasCorrection
 from onnxptq.methods.entropy import Entropy
 from onnxptq.methods.equalize import Equalize
 from onnxptq.methods.gptq import Gptq
@@ -32,6 +33,7 @@ METHODS: dict[str, type[Any]] = {
         AllocateBits,
         Equalize,
         Gptq,
+        BiasCorrection,
         ProvableScales,
     )
 }
