@@ -116,6 +116,10 @@ def quantize(
     per_tensor: flags.PerTensor = False,
     storage: flags.StorageFlag = flags.Storage.PACKED,
     target_ort: flags.TargetOrt = None,
+    average_bits: flags.AverageBits = None,
+    max_bytes: flags.MaxBytes = None,
+    max_latency_ms: flags.MaxLatency = None,
+    pareto: flags.Pareto = None,
     preprocess: flags.Preprocess = None,
     samples: flags.Samples = None,
     batch_size: flags.CalibrationBatch = None,
@@ -133,7 +137,7 @@ def quantize(
 
     answer = Output(json)
     answer.check()
-    for path in (output, save_recipe, report_):
+    for path in (output, save_recipe, report_, pareto):
         if path is not None:
             io.writable(path)
     result = pipeline.quantize(
@@ -150,6 +154,10 @@ def quantize(
         per_channel=not per_tensor,
         storage=storage.value,
         target_ort=target_ort,
+        average_bits=average_bits,
+        max_bytes=max_bytes,
+        max_latency_ms=max_latency_ms,
+        pareto=pareto,
         preprocess=preprocess,
         samples=samples,
         batch_size=batch_size,

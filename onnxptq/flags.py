@@ -152,6 +152,26 @@ RecipeOut = Annotated[
     Path | None,
     typer.Option("--save-recipe", metavar="F", help="Write the decisions, to edit or repeat them."),
 ]
+AverageBits = Annotated[
+    float | None,
+    typer.Option(metavar="X", help="Choose each weight's bits: at most X on average, 2 to 8."),
+]
+MaxBytes = Annotated[
+    int | None,
+    typer.Option(metavar="N", help="Choose each weight's bits: a file of at most N bytes."),
+]
+MaxLatency = Annotated[
+    float | None,
+    typer.Option(
+        "--max-latency-ms",
+        metavar="X",
+        help="Choose each weight's bits: at most X ms in the executor, one thread, as measured.",
+    ),
+]
+Pareto = Annotated[
+    Path | None,
+    typer.Option(metavar="F.json", help="Write what other budgets give, and a plot beside it."),
+]
 LayerBits = Annotated[
     list[str] | None,
     typer.Option(metavar="PATTERN=wXaY", help="Other bits for nodes or operators; repeatable."),

@@ -1,5 +1,6 @@
 """quantize: from a float model to a quantized one, step by step. Read this first."""
 
+import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,23 +11,28 @@ import onnx_ir as ir
 
 from onnxptq import methods, ort, passes
 from onnxptq.calibrate.model import Remeasure, calibrate
+from onnxptq.calibrate.ports import Batch
 from onnxptq.calibrate.progress import Progress, Silent
 from onnxptq.calibrate.source import Data, split
 from onnxptq.calibrate.taps import BATCH
-from onnxptq.errors import CalibrationError, ModelError
+from onnxptq.errors import CalibrationError, ModelError, SpecError
 from onnxptq.graph import io
 from onnxptq.methods.method import Context
+from onnxptq.methods.ofm_similarity import OfmSimilarity
+from onnxptq.methods.pareto import pareto, to_json
 from onnxptq.recipe import Recipe
 from onnxptq.report.inputs import PREPROCESS_KEY, DataOptions, open_for
 from onnxptq.report.layers import layer_rows
+from onnxptq.report.pareto_plot import pareto_svg
 from onnxptq.report.rows import QuantizeReport
-from onnxptq.report.totals import totals
+from onnxptq.report.totals import file_bytes, totals
 from onnxptq.rewrite.ceilings import fit_ceilings
 from onnxptq.rewrite.channels import with_channels
 from onnxptq.rewrite.gates import fit_gates
-from onnxptq.rewrite.place import place
+from onnxptq.rewrite.place import fixed_weights, place
 from onnxptq.rewrite.qdq import insert_qdq
 from onnxptq.rewrite.weights import fit_scales
+from onnxptq.runtime.layer_times import LayerTimes
 from onnxptq.runtime.targets import complaints
 from onnxptq.settings import Settings
 
@@ -91,9 +97,8 @@ def quantize(
         if recipe.activations():
             feeds = _open(source, prepared.model, data, settings)
             samples = feeds.take(settings.report_samples) if settings.report_samples else None
-            recipe = _decide(prepared, recipe, feeds, settings, progress)
-    quantized = insert_qdq(prepared.model, recipe, settings.layout())
-    _remember_preprocess(quantized, source, settings)
+            recipe = _decide(Work(source, prepared, settings, progress), recipe, feeds)
+    quantized = Work(source, prepared, settings, progress).write(recipe)
     batches = samples.batches(1) if samples else ()
     moved = with_channels(prepared.model, recipe)
     rows = layer_rows(moved, quantized, recipe, batches)
@@ -103,38 +108,94 @@ def quantize(
     return Quantized(quantized, recipe, report, notes)
 
 
-def _decide(
-    prepared: passes.Prepared,
-    recipe: Recipe,
-    feeds: Data,
-    settings: Settings,
-    progress: Progress,
-) -> Recipe:
+@dataclass(frozen=True)
+class Work:
+    """One model on its way, and what is wanted of it."""
+
+    source: ir.Model
+    prepared: passes.Prepared
+    settings: Settings
+    progress: Progress
+
+    def write(self, recipe: Recipe) -> ir.Model:
+        """The model that will be saved."""
+        quantized = insert_qdq(self.prepared.model, recipe, self.settings.layout())
+        _remember_preprocess(quantized, self.source, self.settings)
+        return quantized
+
+
+def _decide(work: Work, recipe: Recipe, feeds: Data) -> Recipe:
     """Measure, choose ranges, and make them fit the integer arithmetic."""
-    model = prepared.model
+    settings, model = work.settings, work.prepared.model
     batches, held_out = None, None
     if methods.run_model(settings.methods()):
         feeds = _readable_again(feeds)
         batches, held_out = split(feeds, BATCH, HELD_OUT)
-    collecting = settings.collecting(progress)
+    collecting = settings.collecting(work.progress)
     recipe, stats = calibrate(model, recipe, feeds, settings.placing(), collecting)
     context = Context(
         model,
         stats,
         batches,
         held_out,
-        norms=prepared.norms,
+        norms=work.prepared.norms,
         seed=settings.seed,
         jobs=settings.jobs,
-        progress=progress,
         measure=Remeasure(feeds, collecting),
+        progress=work.progress,
+        fixed=fixed_weights(model, recipe, settings.placing()),
+        write=work.write,
+        latency_ms=None if batches is None else LayerTimes(work.write, _one_sample(batches)),
     )
+    decided = _within_bytes(work, recipe, context)
+    found = context.memo.get(OfmSimilarity.name)
+    if settings.pareto is not None and found is not None:
+        points = pareto(found, context)
+        io.write_atomically(settings.pareto, to_json(points).encode())
+        io.write_atomically(settings.pareto.with_suffix(".svg"), pareto_svg(points))
+    return decided
+
+
+def _within_bytes(work: Work, recipe: Recipe, context: Context) -> Recipe:
+    """All methods; again with a smaller budget where the file came out larger than predicted.
+
+    Raises:
+        SpecError: No choice of widths gives a file of so few bytes.
+    """
+    most = room = work.settings.max_bytes
+    smallest = sys.maxsize
+    while True:
+        try:
+            decided = _applied(replace(work.settings, max_bytes=room), recipe, context)
+        except SpecError as error:
+            if room == most:
+                raise
+            raise SpecError(
+                f"--max-bytes {most} is too small: the smallest file found has {smallest} bytes"
+            ) from error
+        if most is None or room is None:
+            return decided
+        smallest = min(smallest, file_bytes(work.write(decided)))
+        if smallest <= most:
+            return decided
+        room -= smallest - most
+
+
+def _applied(settings: Settings, recipe: Recipe, context: Context) -> Recipe:
     recipe = methods.apply(recipe, settings.methods(), context)
     context = context.following(recipe)
     recipe = methods.apply_defaults(recipe, context)
     for fit in (fit_ceilings, fit_gates, fit_scales):
         recipe = fit(context.model, recipe)
     return methods.apply(recipe, methods.LAST_METHOD, context)
+
+
+def _one_sample(data: Data) -> Batch:
+    """What a latency is measured on."""
+    first = next(iter(data.batches(1)))
+    return {
+        name: array[:1] if data.feed_samples(first) > 1 else array for name, array in first.items()
+    }
 
 
 def _readable_again(data: Data) -> Data:

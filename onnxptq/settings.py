@@ -11,7 +11,8 @@ from onnxptq import spec
 from onnxptq.calibrate.progress import Progress
 from onnxptq.calibrate.run import CollectOptions
 from onnxptq.errors import SpecError
-from onnxptq.methods import METHODS, QUALITIES
+from onnxptq.methods import METHODS, QUALITIES, parse_methods, with_budgets
+from onnxptq.methods.ofm_similarity import OfmSimilarity
 from onnxptq.rewrite.options import Placing
 from onnxptq.rewrite.storage import Storage
 
@@ -35,6 +36,11 @@ class Settings:
         storage: "packed", as small as the bits say, or "int8".
         target_ort: The onnxruntime version that will run the file; None for every supported one.
         preprocess: How images become inputs; None for what the model's metadata say.
+        average_bits: Most nominal bits a weight, on average; any budget lets `ofm-similarity`
+            choose the widths of the weights.
+        max_bytes: Most bytes of the whole quantized file.
+        max_latency_ms: Most milliseconds in the executor on one thread.
+        pareto: File for what other budgets would give: JSON, and beside it a plot, .svg.
         samples: How many calibration samples; None for all.
         batch_size: Samples fed at a time; None for as many as keep memory small.
         stats: File that keeps the statistics, so that an interrupted run goes on where it was.
@@ -54,6 +60,10 @@ class Settings:
     per_channel: bool = True
     storage: str = "packed"
     target_ort: str | None = None
+    average_bits: float | None = None
+    max_bytes: int | None = None
+    max_latency_ms: float | None = None
+    pareto: Path | None = None
     preprocess: str | None = None
     samples: int | None = None
     batch_size: int | None = None
@@ -69,7 +79,9 @@ class Settings:
         self.placing().overrides()
         self.placing().widths()
         self.layout()
-        self.methods()
+        chosen = parse_methods(self.methods())
+        if self.pareto is not None and not any(isinstance(m, OfmSimilarity) for m in chosen):
+            raise SpecError("--pareto needs --average-bits, --max-bytes or --max-latency-ms")
 
     @classmethod
     def of(cls, options: dict[str, Any]) -> "Settings":
@@ -126,7 +138,12 @@ class Settings:
         text = self.method or QUALITIES[self.quality]
         if not spec.parse(text, METHODS, "method"):
             raise SpecError("method: the text is empty; name at least one")
-        return text
+        return with_budgets(
+            text,
+            average_bits=self.average_bits,
+            max_bytes=self.max_bytes,
+            max_latency_ms=self.max_latency_ms,
+        )
 
 
 _DECIDED = (
@@ -138,6 +155,10 @@ _DECIDED = (
     "keep_first_last",
     "second_input_8",
     "per_channel",
+    "average_bits",
+    "max_bytes",
+    "max_latency_ms",
+    "pareto",
 )
 """Settings that a recipe replaces."""
 
@@ -145,6 +166,7 @@ _KINDS = {
     str: "a text",
     bool: "True or False",
     int: "a whole number",
+    float: "a number",
     Path: "a path",
     tuple: "a list of texts",
 }
@@ -165,13 +187,15 @@ def _fit(name: str, value: object, hint: Any) -> Any:
 
 
 def _as(kind: Any, value: Any) -> Any:
-    """The value as text, path, whole number or tuple of texts.
+    """The value as text, path, number or tuple of texts.
 
     Raises:
         TypeError: It is none.
     """
     if kind is int:
         return operator.index(value)
+    if kind is float and not isinstance(value, str):
+        return float(value)
     if kind is Path:
         return Path(value)
     if kind is tuple:

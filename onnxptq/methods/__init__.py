@@ -13,6 +13,7 @@ from onnxptq.methods.gptq import Gptq
 from onnxptq.methods.method import Context, Method
 from onnxptq.methods.minmax import MinMax
 from onnxptq.methods.mse import Mse
+from onnxptq.methods.ofm_similarity import OfmSimilarity
 from onnxptq.methods.percentile import Percentile
 from onnxptq.methods.provable_scales import ProvableScales
 from onnxptq.methods.weights import WeightsAsymmetric, WeightsMinMax, WeightsMse
@@ -32,11 +33,15 @@ METHODS: dict[str, type[Any]] = {
         WeightsAsymmetric,
         AllocateBits,
         Equalize,
+        OfmSimilarity,
         Gptq,
         BiasCorrection,
         ProvableScales,
     )
 }
+
+ROUNDING = (WeightsMinMax, WeightsMse, WeightsAsymmetric, Gptq)
+"""What chooses ranges or codes of weights, and must come behind what chooses their bits."""
 
 DEFAULT_METHODS = "mse,weights-mse"
 """Used for what the named methods leave undecided."""
@@ -55,6 +60,29 @@ def parse_methods(text: str) -> tuple[Method, ...]:
         SpecError: An unknown method or option.
     """
     return parse(text, METHODS, "method")
+
+
+def with_budgets(text: str, **budgets: float | None) -> str:
+    """The text with budgets for `ofm-similarity`, in front of what rounds weights if it lacks it.
+
+    Args:
+        text: Methods.
+        **budgets: Fields of `OfmSimilarity`; those that are None change nothing.
+
+    Raises:
+        SpecError: An unknown method or option, or a budget out of range.
+    """
+    given: dict[str, Any] = {name: most for name, most in budgets.items() if most is not None}
+    if not given:
+        return text
+    wanted = list(parse_methods(text))
+    if not any(isinstance(method, OfmSimilarity) for method in wanted):
+        places = [i for i, method in enumerate(wanted) if isinstance(method, ROUNDING)]
+        wanted.insert(min(places, default=len(wanted)), OfmSimilarity(**given))
+    return ",".join(
+        to_text(replace(method, **given) if isinstance(method, OfmSimilarity) else method)
+        for method in wanted
+    )
 
 
 def run_model(text: str) -> bool:
@@ -76,10 +104,11 @@ def apply(recipe: Recipe, methods: str, ctx: Context) -> Recipe:
         SpecError: An unknown method or option.
         CalibrationError: A range cannot be fitted to what was measured.
     """
-    for method in parse_methods(methods):
+    wanted = parse_methods(methods)
+    for position, method in enumerate(wanted, 1):
         begun = time.perf_counter()
         ctx = ctx.following(recipe)
-        decided = method.apply(recipe, ctx)
+        decided = method.apply(recipe, replace(ctx, later=wanted[position:]))
         changed = sum(decided.tensors[name] is not recipe.tensors[name] for name in recipe.tensors)
         numbers = {"tensors": float(changed)}
         for step in decided.steps[len(recipe.steps) :]:

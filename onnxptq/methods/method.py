@@ -1,8 +1,8 @@
 """Method: a pure function from recipe to recipe, a frozen dataclass; Context: all it may see."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import onnx_ir as ir
 
@@ -17,6 +17,8 @@ from onnxptq.errors import CalibrationError
 from onnxptq.passes import Norm
 from onnxptq.recipe import Recipe
 from onnxptq.rewrite.channels import moved_values, same_channels, with_channels
+from onnxptq.rewrite.qdq import insert_qdq
+from onnxptq.rewrite.storage import Storage
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,12 @@ class Context:
         measure: Measures values anew where channels were moved; None for `batches` to be used.
         prepared: The prepared float model as it was before; None where `model` is it.
         moved: The recipe whose channels are moved in `model` and `stats`; None for none.
+        later: The methods that will be applied behind this one.
+        fixed: Weights whose bits the user has chosen by name, and those at the network's ends.
+        write: The model that a recipe will be saved as; None for one in the default layout.
+        latency_ms: Milliseconds of each node in the executor, by name, for a recipe; None where
+            nothing can measure them.
+        memo: What a method keeps for when it is applied again, and for the caller, by its name.
     """
 
     model: ir.Model
@@ -50,6 +58,11 @@ class Context:
     measure: Remeasure | None = None
     prepared: ir.Model | None = None
     moved: Recipe | None = None
+    later: "tuple[Method, ...]" = ()
+    fixed: frozenset[str] = frozenset()
+    write: Callable[[Recipe], ir.Model] | None = None
+    latency_ms: Callable[[Recipe], dict[str, float]] | None = None
+    memo: dict[str, Any] = field(default_factory=dict[str, Any])
 
     def following(self, recipe: Recipe) -> "Context":
         """The context in which model and statistics have the channels of this recipe.
@@ -87,6 +100,12 @@ class Context:
             measure = Remeasure(self.batches, options)
         found = measure(self.model, values, channels)
         return {name: found[name] for name in values}
+
+    def written(self, recipe: Recipe) -> ir.Model:
+        """The model that a recipe will be saved as."""
+        if self.write is not None:
+            return self.write(recipe)
+        return insert_qdq(self.prepared or self.model, recipe, Storage())
 
     def samples(self, method: str) -> Data:
         """The calibration data, for methods that run the model.

@@ -34,6 +34,15 @@ class Bits:
             if weight_of(layer) is weight
         )
 
+    def is_fixed(self, weight: ir.Value) -> bool:
+        """Whether a weight has its bits by name, or as one at an end of the network."""
+        layers = [layer for layer in self._layers if weight_of(layer) is weight]
+        named = (self._matching(layer, (weight,)) for layer in layers)
+        if any(widths is not None and widths.weight is not None for widths in named):
+            return True
+        ends = self._first | self._last
+        return self._placing.keep_first_last and any(id(layer) in ends for layer in layers)
+
     def of_activation(self, group: Sequence[ir.Value]) -> int:
         """Bits of a group of tied values: the most that a layer asks for; 8 if none reads it."""
         names = {value.name for value in group}

@@ -98,6 +98,14 @@ def regions_of(model: ir.Model, recipe: Recipe) -> Regions:
     )
 
 
+def fixed_weights(model: ir.Model, recipe: Recipe, placing: Placing) -> frozenset[str]:
+    """The weights of a recipe that no search for widths may touch: see `Bits.is_fixed`."""
+    regions = regions_of(model, recipe)
+    bits = Bits(model, regions, placing)
+    found = {weight for node in model.graph if regions.holds(node) and (weight := weight_of(node))}
+    return frozenset(str(weight.name) for weight in found if bits.is_fixed(weight))
+
+
 def _needs_codes(
     node: ir.Node, value: ir.Value, regions: Regions, folded: Mapping[str, ir.Node]
 ) -> bool:

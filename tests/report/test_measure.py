@@ -3,7 +3,8 @@ import math
 import numpy as np
 import pytest
 
-from onnxptq.report.measure import Closeness, Tally, class_scores, hits, kl_divergence
+from onnxptq.calibrate.scores import class_scores, kl_divergence
+from onnxptq.report.measure import Closeness, Tally, hits
 from onnxptq.report.rows import EQUAL_DB, QuantizeReport, decibels, percent, size_text
 
 SUM_TOLERANCE = 1e-12  # float64 sums of a few thousand terms
