@@ -151,7 +151,7 @@ def _decide(work: Work, recipe: Recipe, feeds: Data) -> Recipe:
     found = context.memo.get(OfmSimilarity.name)
     if settings.pareto is not None and found is not None:
         points = pareto(found, context)
-        io.write_atomically(settings.pareto, to_json(points).encode())
+        io.write_atomically(settings.pareto, to_json(points, found).encode())
         io.write_atomically(settings.pareto.with_suffix(".svg"), pareto_svg(points))
     return decided
 

@@ -41,23 +41,14 @@ class Descent:
     path: list[Point] = field(default_factory=list[Point])
 
     def run(self, weights: int) -> Widths:
-        """Descend until all budgets hold; they must be such that the narrowest widths hold them."""
+        """Descend until all budgets hold or no step brings them nearer.
+
+        Steps come from a heap, whose entries are measured anew before they are trusted.
+        """
         chosen = (self.steps - 1,) * weights
         self.path = [Point(chosen, self._measure(chosen))]
-        while self._lacking(chosen) > 0.0:
-            # What shared parts cost may shut a round's every step out; then all are judged anew.
-            before = len(self.path)
-            self._round()
-            chosen = self.path[-1].chosen
-            if len(self.path) == before:
-                break
-        return chosen
-
-    def _round(self) -> None:
-        """Take steps from a heap whose entries are measured anew before they are trusted."""
-        state = self.path[-1]
         heap: list[tuple[float, int, int]] = []
-        for weight in range(len(state.chosen)):
+        for weight in range(weights):
             self._offer(heap, weight)
         while heap and self._lacking(self.path[-1].chosen) > 0.0:
             _, weight, stamp = heapq.heappop(heap)
@@ -68,6 +59,7 @@ class Descent:
             assert narrower is not None
             self.path.append(Point(narrower, self._measure(narrower)))
             self._offer(heap, weight)
+        return self.path[-1].chosen
 
     def _offer(self, heap: list[tuple[float, int, int]], weight: int) -> None:
         """Put a weight's next step into the heap, judged in the present state."""
@@ -75,18 +67,26 @@ class Descent:
         if narrower is None:
             return
         harm = max(self._measure(narrower) - state.distance, 0.0) + LEAST
-        saved = self._lacking(state.chosen) - self._lacking(narrower)
+        saved = self._own(state.chosen) - self._own(narrower)
         heapq.heappush(heap, (harm / saved, weight, len(self.path)))
 
     def _narrower(self, weight: int) -> Widths | None:
         """The next width down that brings the budgets nearer."""
         chosen = self.path[-1].chosen
-        lacking = self._lacking(chosen)
+        before = self._own(chosen)
         for index in range(chosen[weight] - 1, -1, -1):
             narrower = (*chosen[:weight], index, *chosen[weight + 1 :])
-            if self._lacking(narrower) < lacking:
+            if self._own(narrower) < before:
                 return narrower
         return None
+
+    def _own(self, chosen: Widths) -> float:
+        """What weights themselves take of the budgets that do not hold yet.
+
+        What they share is left out: the first one to need it would seem to pay for all.
+        """
+        found = [one for one in self.resources if one.total(self.path[-1].chosen) > one.most]
+        return sum(one.limit({}).taken(chosen) / one.most for one in found)
 
     def _lacking(self, chosen: Widths) -> float:
         """By how much the budgets are exceeded, each as a share of itself."""

@@ -150,7 +150,7 @@ class OfmSimilarity:
         if self.form == "greedy":
             chosen, values, path = self._descended(study, budgets, ctx)
         else:
-            values, path = self._remembered(ctx, "values", lambda: self._harm(study, ctx)), ()
+            values, path = self._remembered(ctx, "values", lambda: self.harm(study, ctx)), ()
             chosen = choose(values, budgets)
         assert chosen is not None
         ctx.memo[self.name] = Found(study, values, resources[0], by_width, chosen, path)
@@ -180,7 +180,7 @@ class OfmSimilarity:
             return None
         return search_of(behind or Gptq())
 
-    def _harm(self, study: Study, ctx: Context) -> F64:
+    def harm(self, study: Study, ctx: Context) -> F64:
         """What is to be minimized, [weights, widths]."""
         if not study.open_:
             return np.zeros((0, len(study.widths)))
@@ -217,6 +217,10 @@ class OfmSimilarity:
             chosen = descent.run(len(study.open_))
             if self.reverse:
                 chosen = descent.widen()
+            if any(one.total(chosen) > one.most * (1 + 1e-9) for one in budgets):
+                # Only the solver knows which widths share what they need beside.
+                chosen = choose(replace(self, form="local").harm(study, ctx), budgets)
+                assert chosen is not None
         finally:
             ctx.progress.finish()
         return chosen, np.zeros((len(study.open_), len(study.widths))), tuple(descent.path)

@@ -68,9 +68,18 @@ def pareto(found: Found, ctx: Context) -> tuple[ParetoPoint, ...]:
     return tuple(points)
 
 
-def to_json(points: Sequence[ParetoPoint]) -> str:
-    """The points as the text of a file."""
-    return json.dumps({"format": FORMAT, "points": [asdict(p) for p in points]}, indent=1) + "\n"
+def to_json(points: Sequence[ParetoPoint], found: Found) -> str:
+    """The points as the text of a file, with the harm of each width of each weight.
+
+    The greedy form has no such harm: it depends on what the other weights have by then.
+    """
+    harm = {
+        one.weight: dict(zip(map(str, found.study.widths), map(float, row), strict=True))
+        for one, row in zip(found.study.open_, found.values, strict=True)
+        if not found.path
+    }
+    content = {"format": FORMAT, "points": [asdict(p) for p in points], "harm": harm}
+    return json.dumps(content, indent=1) + "\n"
 
 
 def _states(found: Found) -> dict[Widths, float]:

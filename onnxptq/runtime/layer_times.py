@@ -6,12 +6,15 @@ from typing import Any
 import numpy.typing as npt
 import onnx_ir as ir
 
+from onnxptq.kernels.peak import Peak, Read
 from onnxptq.recipe import Recipe
 from onnxptq.runtime.lower import lower
 from onnxptq.runtime.profile import profile
 
 Array = npt.NDArray[Any]
 RUNS = 15
+NO_PEAK = Peak("", 1.0, (Read("memory", 1.0, None, 0),))
+"""What the machine could do at most is not asked here, and takes seconds to measure."""
 
 
 class LayerTimes:
@@ -35,7 +38,7 @@ class LayerTimes:
         """
         widths = tuple((t.value, t.params.spec.bits) for t in recipe.tensors.values())
         if widths not in self._kernels:
-            found = profile(lower(self._write(recipe)), self._feeds, RUNS)
+            found = profile(lower(self._write(recipe)), self._feeds, RUNS, NO_PEAK)
             kernels: dict[str, tuple[str, str, str]] = {}
             for number, layer in enumerate(found.layers):
                 name = layer.node if layer.node not in kernels else f"{layer.node} {number}"
