@@ -8,13 +8,12 @@ outputs those of `--storage int8` in the same version, and those of the newest v
 import argparse
 import json
 import subprocess
-import sys
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import common
-from benchmarks.common import MissingError, Row
+from benchmarks import common, environments
+from benchmarks.common import Row
 from benchmarks.ort_files import Made, digits, make_files, resnet20
 from onnxptq.rewrite.storage import FLOOR, parse_version
 from onnxptq.runtime.targets import NEEDS
@@ -25,24 +24,10 @@ PROBE = Path(__file__).resolve().parent / "ort_probe.py"
 
 def environment(version: str, work: Path) -> Path:
     """The Python of a virtual environment with this onnxruntime."""
+    newest = version == "newest"
+    wanted = "onnxruntime" if newest else f"onnxruntime=={version}"
     folder = work / "venvs" / f"ort-{version.replace('.*', '')}"
-    python = folder / "bin" / "python"
-    done = folder / "complete"
-    if done.is_file() and version != "newest":
-        return python
-    wanted = "onnxruntime" if version == "newest" else f"onnxruntime=={version}"
-    common.progress(f"installing {wanted}")
-    install = [str(python), "-m", "pip", "install", "--quiet", "--upgrade"]
-    try:
-        if not python.exists():
-            subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-        subprocess.run(
-            [*install, "--disable-pip-version-check", wanted, "numpy", "onnx"], check=True
-        )
-    except subprocess.CalledProcessError as error:
-        raise MissingError(f"pip could not install {wanted} here") from error
-    done.touch()
-    return python
+    return environments.environment(folder, (wanted, "numpy", "onnx"), renew=newest)
 
 
 def probe(version: str, request: Path, work: Path) -> Row:
