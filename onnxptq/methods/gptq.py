@@ -31,7 +31,7 @@ RIDGES = (1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0, 10.0)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Fit:
-    """Codes, steps and bias of a layer's rows: [G, R, K], [G, R], [G, R]."""
+    """Codes from the zero point on, steps and bias of a layer's rows: [G, R, K], [G, R] twice."""
 
     codes: F64
     steps: F64
@@ -139,7 +139,7 @@ class _Problem:
     Attributes:
         rows: Real weights, [G, R, K].
         steps: Steps that the recipe has, [G, R].
-        ends: First and last code, [G, R, 2].
+        ends: First and last code, counted from the zero point, [G, R, 2].
         has_bias: Whether a bias can be chosen.
         free_steps: Whether each row has a step of its own.
     """
@@ -158,7 +158,7 @@ class _Problem:
         assert array is not None
         name = str(weight.name)
         params = recipe.tensors[name].params
-        rows = to_rows(node, array.astype(np.float64))
+        rows, zero = to_rows(node, array.astype(np.float64)), params.zero_point
 
         def of_rows(values: npt.NDArray[np.generic]) -> F64:
             size = rows.shape[0] * rows.shape[1]
@@ -166,7 +166,7 @@ class _Problem:
                 np.broadcast_to(values.reshape(-1), (size,)).reshape(rows.shape[:2]).astype(float)
             )
 
-        ends = np.stack([of_rows(end) for end in recipe.code_ends(name)], axis=2)
+        ends = np.stack([of_rows(end - zero) for end in recipe.code_ends(name)], axis=2)
         has_bias, free = free_bias(node) is not None, params.spec.axis is not None
         return cls(rows, of_rows(params.scale), ends, has_bias, free)
 
@@ -223,7 +223,8 @@ def _stored(node: ir.Node, recipe: Recipe, fit: _Fit, method: str) -> Recipe:
         steps = np.maximum(fit.steps.reshape(-1).astype(np.float32), SMALLEST_SCALE)
         params = params.with_scale(steps.reshape(params.scale.shape))
     changed = replace(tensor, params=params, set_by=f"{tensor.set_by},{method}")
-    codes = from_rows(node, fit.codes.astype(np.int8), array)
+    codes = from_rows(node, fit.codes.astype(np.int32), array)
+    codes = (codes + params.along(params.zero_point, codes.ndim)).astype(np.int8)
     recipe = replace(
         recipe,
         tensors={**recipe.tensors, name: changed},

@@ -62,7 +62,6 @@ def layers_of(model: ir.Model, recipe: Recipe) -> list[ir.Node]:
         and supports(node)
         and (weight := weight_of(node)) is not None
         and len(weight.uses()) == 1
-        and not recipe.tensors[str(weight.name)].params.zero_point.any()
     ]
 
 
