@@ -41,6 +41,13 @@ class Silent:
         warnings.warn(message, UserWarning, stacklevel=3)
 
 
+class Quiet(Silent):
+    """Says nothing at all, for what is only tried."""
+
+    def warn(self, message: str) -> None:
+        """What is done in the end will say it."""
+
+
 class Bar:
     """A rich progress bar on standard error if that is a terminal; warnings go there anyway.
 

@@ -17,6 +17,7 @@ from onnxptq.methods.ofm_similarity import OfmSimilarity
 from onnxptq.methods.percentile import Percentile
 from onnxptq.methods.provable_scales import ProvableScales
 from onnxptq.methods.weights import WeightsAsymmetric, WeightsMinMax, WeightsMse
+from onnxptq.methods.zero_point import ZeroPoint
 from onnxptq.recipe import Recipe, Step
 from onnxptq.spec import parse, to_text
 
@@ -33,6 +34,7 @@ METHODS: dict[str, type[Any]] = {
         WeightsAsymmetric,
         AllocateBits,
         Equalize,
+        ZeroPoint,
         OfmSimilarity,
         Gptq,
         BiasCorrection,

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from onnxptq.calibrate.progress import Progress, Silent
+from onnxptq.calibrate.progress import Progress, Quiet
 from onnxptq.calibrate.stats import ChannelStats
 from onnxptq.errors import SpecError
 from onnxptq.methods.balance import (
@@ -151,13 +151,6 @@ class Equalize:
         return found
 
 
-class _Quiet(Silent):
-    """Says nothing at all."""
-
-    def warn(self, message: str) -> None:
-        """Nothing to say."""
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class _Trial:
     """A plan that was tried: what it says, and how near to float it came."""
@@ -185,7 +178,7 @@ class _Judge:
     @classmethod
     def of(cls, recipe: Recipe, ctx: Context, segments: Iterable[Segment]) -> "_Judge":
         by_name = {segment.name: segment for segment in segments}
-        quiet = replace(ctx, progress=_Quiet())
+        quiet = replace(ctx, progress=Quiet())
         return cls(ready(recipe, quiet), quiet, by_name, ctx.progress)
 
     def trial(self, plan: Plan) -> _Trial:

@@ -49,10 +49,12 @@ class Mse:
 
     def choose(self, stats: TensorStats, spec: QuantSpec) -> QParams:
         """The grid with the least error over the histogram."""
+        return self.choose_at(stats, spec, _zero_points(stats, spec, ends_of(spec)))
+
+    def choose_at(self, stats: TensorStats, spec: QuantSpec, zeros: tuple[int, int]) -> QParams:
+        """The same with a zero point from the first to the last of `zeros`."""
         counts, half = without_zeros(stats)
-        code_lo = spec.default_code_lo
-        codes = (code_lo, min(code_lo + spec.levels - 1, spec.container_max))
-        zeros = _zero_points(stats, spec, codes)
+        code_lo, codes = spec.default_code_lo, ends_of(spec)
         full = _full_scale(stats, spec, codes) / stats.width
         tails = _tails(counts, self.p)
         power = (self.p, numeric.power_table(self.p))
@@ -64,6 +66,12 @@ class Mse:
         best = np.maximum(np.float32(scale * stats.width), SMALLEST_SCALE)
         lowest = np.asarray(code_lo, np.int32)
         return QParams(spec, np.asarray(best, np.float32), np.asarray(zero, np.int32), lowest)
+
+
+def ends_of(spec: QuantSpec) -> tuple[int, int]:
+    """First and last code of the untuned window."""
+    first = spec.default_code_lo
+    return first, min(first + spec.levels - 1, spec.container_max)
 
 
 def grid_error(stats: TensorStats, params: QParams, p: float) -> float:

@@ -9,6 +9,7 @@ import numpy.typing as npt
 from joblib import Parallel, delayed
 
 from onnxptq.calibrate.ports import Array
+from onnxptq.calibrate.progress import Quiet
 from onnxptq.calibrate.source import Data, Part
 from onnxptq.calibrate.taps import BATCH
 from onnxptq.errors import SpecError
@@ -34,22 +35,6 @@ LAST_STEPS = "mse,weights-mse,provable-scales"
 """What may be applied behind the named methods; the written file says so."""
 
 
-class _Quiet:
-    """Progress of what is only tried."""
-
-    def start(self, what: str, total: int | None) -> None:
-        """Nothing to show."""
-
-    def advance(self, steps: int = 1) -> None:
-        """Nothing to show."""
-
-    def finish(self) -> None:
-        """Nothing to show."""
-
-    def warn(self, message: str) -> None:
-        """What is done will say it."""
-
-
 def narrowed(tensor: TensorQuant, bits: int) -> TensorQuant:
     """A weight at another width, its range open again."""
     spec = replace(tensor.params.spec, bits=bits)
@@ -73,7 +58,7 @@ def recipes_by_width(
     Their ranges are those that the methods to come would choose. `own` is the text of the method
     that asks: it will be in the file, as will those of the methods behind it.
     """
-    quiet = replace(ctx, progress=_Quiet())
+    quiet = replace(ctx, progress=Quiet())
     chooser = next((m for m in ctx.later if isinstance(m, WEIGHT_METHODS)), WeightsMse())
     label = ",".join([to_text(chooser), *_behind(chooser, ctx.later)])
     whole = ready(recipe, quiet)
