@@ -3,14 +3,13 @@
 A layer is one task of arrays, which joblib runs wherever the user's backend runs it.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from onnxptq.methods.moments import Moments
-from onnxptq.methods.quadratic import Group, Search, rounded
+from onnxptq.methods.quadratic import Groups, Search, rounded
 from onnxptq.quant import QParams
 
 F64 = npt.NDArray[np.float64]
@@ -97,28 +96,17 @@ def judge(task: Task) -> Judged:
 
 
 def _round(task: Task, grid: Grid) -> Rounded:
-    groups = _groups(task, grid)
-    search = task.search
-    if search is None:
-        parts = [(group.nearest(), group.steps) for group in groups]
-    else:
-        parts = [rounded(group, group.weights, search) for group in groups]
-    codes = np.stack([codes for codes, _ in parts])
-    steps = np.stack([steps for _, steps in parts])
+    moments, search = task.moments[0], task.search
+    # What the data say matters only where rounding looks at it.
+    inputs, cross = moments.centred() if task.free_bias else moments.plain()
+    groups = Groups(task.rows, inputs, cross, grid.steps, grid.ends)
+    codes, steps = groups.nearest(), groups.steps
+    if search is not None:
+        codes, steps = rounded(groups, groups.weights, search)
     bias = None
     if search is not None and task.free_bias:
-        bias = task.moments[0].bias(codes * steps[:, :, None])
+        bias = moments.bias(codes * steps[..., None])
     return Rounded(codes.astype(np.int16), steps, bias)
-
-
-def _groups(task: Task, grid: Grid) -> Sequence[Group]:
-    """The groups of rows; what the data say matters only where rounding looks at it."""
-    moments = task.moments[0]
-    inputs, cross = moments.centred() if task.free_bias else moments.plain()
-    return [
-        Group(task.rows[g], inputs[g], cross[g], grid.steps[g], grid.ends[g])
-        for g in range(len(task.rows))
-    ]
 
 
 def _distance(rows: F64, found: Rounded, moments: Moments) -> tuple[float, float]:

@@ -14,7 +14,7 @@ from onnxptq.errors import SpecError
 from onnxptq.methods.layerwise import Wanted, free_bias, layers_of, pairs
 from onnxptq.methods.method import Context
 from onnxptq.methods.moments import Moments, from_rows, to_rows
-from onnxptq.methods.quadratic import Group, Search, rounded
+from onnxptq.methods.quadratic import Groups, Search, rounded
 from onnxptq.methods.ready import ready
 from onnxptq.ops.nodes import constant
 from onnxptq.quant import SMALLEST_SCALE
@@ -126,10 +126,9 @@ class Gptq:
         """All rows rounded to nearest, and together towards the target; with the best biases."""
         search = Search(self.damping, self.rounds, self.sweeps, problem.free_steps)
         groups = problem.groups(moments)
-        targets = [group.weights if ridge is None else group.target(ridge) for group in groups]
-        nearest = [(group.nearest(), group.steps) for group in groups]
-        together = [rounded(*pair, search) for pair in zip(groups, targets, strict=True)]
-        return [problem.fit(parts, moments) for parts in (nearest, together)]
+        target = groups.weights if ridge is None else groups.target(ridge)
+        parts = ((groups.nearest(), groups.steps), rounded(groups, target, search))
+        return [problem.fit(*part, moments) for part in parts]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -170,17 +169,15 @@ class _Problem:
         has_bias, free = free_bias(node) is not None, params.spec.axis is not None
         return cls(rows, of_rows(params.scale), ends, has_bias, free)
 
-    def groups(self, moments: Moments) -> list[Group]:
+    def groups(self, moments: Moments) -> Groups:
         inputs, cross = moments.centred() if self.has_bias else moments.plain()
-        parts = (self.rows, inputs, cross, self.steps, self.ends)
-        return [Group(*each) for each in zip(*parts, strict=True)]
+        return Groups(self.rows, inputs, cross, self.steps, self.ends)
 
     def bias(self, rows: F64, moments: Moments) -> F64:
         return moments.bias(rows) if self.has_bias else np.zeros(rows.shape[:2])
 
-    def fit(self, parts: list[tuple[F64, F64]], moments: Moments) -> "_Fit":
-        codes, steps = (np.stack(arrays) for arrays in zip(*parts, strict=True))
-        return _Fit(codes, steps, self.bias(codes * steps[:, :, None], moments))
+    def fit(self, codes: F64, steps: F64, moments: Moments) -> "_Fit":
+        return _Fit(codes, steps, self.bias(codes * steps[..., None], moments))
 
     def best_ridge(self, moments: Moments, held: Moments) -> float | None:
         """The ridge whose target predicts the held-out outputs best; None for the real weights."""
@@ -188,7 +185,7 @@ class _Problem:
         least = float(held.error(self.rows, self.bias(self.rows, moments)).sum())
         best: float | None = None
         for ridge in RIDGES:
-            rows = np.stack([group.target(ridge) for group in groups])
+            rows = groups.target(ridge)
             error = float(held.error(rows, self.bias(rows, moments)).sum())
             if error < least:
                 best, least = ridge, error

@@ -9,27 +9,30 @@ from onnxptq.kernels import rounding
 F64 = npt.NDArray[np.float64]
 
 
-def problem(rows: int, columns: int, seed: int = 0) -> tuple[F64, F64, F64, F64]:
+def problem(groups: int, rows: int, columns: int, seed: int = 0) -> tuple[F64, F64, F64, F64]:
     """Weights, second moments of correlated inputs, steps, and the ends of 3-bit codes."""
     rng = np.random.default_rng(seed)
-    inputs = rng.standard_normal((columns, columns)) @ rng.standard_normal((columns, 4 * columns))
-    weights = rng.standard_normal((rows, columns))
-    steps = rng.uniform(0.3, 0.8, rows)
-    return weights, inputs @ inputs.T / 1000, steps, np.tile([-4.0, 3.0], (rows, 1))
+    mix = rng.standard_normal((groups, columns, columns))
+    inputs = mix @ rng.standard_normal((groups, columns, 4 * columns))
+    weights = rng.standard_normal((groups, rows, columns))
+    steps = rng.uniform(0.3, 0.8, (groups, rows))
+    moments = inputs @ np.swapaxes(inputs, 1, 2) / 1000
+    return weights, moments, steps, np.tile([-4.0, 3.0], (groups, rows, 1))
 
 
 def factor_of(moments: F64) -> F64:
-    return np.linalg.cholesky(np.linalg.inv(moments)).T.astype(np.float64)
+    factor = np.swapaxes(np.linalg.cholesky(np.linalg.inv(moments)), 1, 2)
+    return np.ascontiguousarray(factor, np.float64)
 
 
 def error(weights: F64, codes: F64, moments: F64, steps: F64) -> F64:
-    left = weights - steps[:, None] * codes
-    return np.einsum("rk,kj,rj->r", left, moments, left)
+    left = weights - steps[..., None] * codes
+    return np.einsum("grk,gkj,grj->gr", left, moments, left)
 
 
-@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (3, 7), (8, 27)])
-def test_feed_back_equals_its_specification(rows: int, columns: int) -> None:
-    weights, moments, steps, ends = problem(rows, columns)
+@pytest.mark.parametrize("sizes", [(1, 1, 1), (1, 8, 27), (5, 3, 7), (12, 1, 9)])
+def test_feed_back_equals_its_specification(sizes: tuple[int, int, int]) -> None:
+    weights, moments, steps, ends = problem(*sizes)
     expected, found = np.zeros_like(weights), np.zeros_like(weights)
 
     rounding.feed_back_naive(weights, factor_of(moments), steps, ends, expected)
@@ -38,12 +41,12 @@ def test_feed_back_equals_its_specification(rows: int, columns: int) -> None:
     np.testing.assert_array_equal(found, expected)
 
 
-@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (3, 7), (8, 27)])
-def test_descend_equals_its_specification(rows: int, columns: int) -> None:
-    weights, moments, steps, ends = problem(rows, columns)
-    expected = np.clip(np.rint(weights / steps[:, None]), -4, 3)
+@pytest.mark.parametrize("sizes", [(1, 1, 1), (1, 8, 27), (5, 3, 7), (12, 1, 9)])
+def test_descend_equals_its_specification(sizes: tuple[int, int, int]) -> None:
+    weights, moments, steps, ends = problem(*sizes)
+    expected = np.clip(np.rint(weights / steps[..., None]), -4, 3)
     found = expected.copy()
-    slopes = (weights - steps[:, None] * expected) @ moments
+    slopes = (weights - steps[..., None] * expected) @ moments
 
     moves = rounding.descend_naive(expected, slopes.copy(), moments, steps, ends, 5)
 
@@ -52,8 +55,8 @@ def test_descend_equals_its_specification(rows: int, columns: int) -> None:
 
 
 def test_feedback_beats_rounding_to_nearest() -> None:
-    weights, moments, steps, ends = problem(16, 40)
-    nearest = np.clip(np.rint(weights / steps[:, None]), -4, 3)
+    weights, moments, steps, ends = problem(2, 16, 40)
+    nearest = np.clip(np.rint(weights / steps[..., None]), -4, 3)
     codes = np.zeros_like(weights)
 
     rounding.feed_back(weights.copy(), factor_of(moments), steps, ends, codes)
@@ -63,10 +66,10 @@ def test_feedback_beats_rounding_to_nearest() -> None:
 
 
 def test_descent_never_raises_the_error_and_stops_at_a_minimum() -> None:
-    weights, moments, steps, ends = problem(16, 40)
-    codes = np.clip(np.rint(weights / steps[:, None]), -4, 3)
+    weights, moments, steps, ends = problem(2, 16, 40)
+    codes = np.clip(np.rint(weights / steps[..., None]), -4, 3)
     before = error(weights, codes, moments, steps)
-    slopes = (weights - steps[:, None] * codes) @ moments
+    slopes = (weights - steps[..., None] * codes) @ moments
 
     rounding.descend(codes, slopes, moments, steps, ends, 100)
 
@@ -77,11 +80,11 @@ def test_descent_never_raises_the_error_and_stops_at_a_minimum() -> None:
 
 
 def test_inputs_that_were_always_zero_leave_their_codes() -> None:
-    weights, moments, steps, ends = problem(2, 5)
-    moments[3] = moments[:, 3] = 0.0
+    weights, moments, steps, ends = problem(1, 2, 5)
+    moments[:, 3] = moments[:, :, 3] = 0.0
     codes = np.full_like(weights, 2.0)
-    slopes = (weights - steps[:, None] * codes) @ moments
+    slopes = (weights - steps[..., None] * codes) @ moments
 
     rounding.descend(codes, slopes, moments, steps, ends, 10)
 
-    assert (codes[:, 3] == 2.0).all()
+    assert (codes[..., 3] == 2.0).all()
