@@ -9,6 +9,7 @@ import os
 import re
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ def quantize(model: str, data: str, output: str, **options: Any) -> Answer:
         "call_cpu_s": time.process_time() - cpu,
         "float_nodes": [str(node.node) for node in result.report.float_nodes],
         "notes": list(result.notes),
+        "steps": [asdict(step) for step in result.report.steps],
     }
 
 
