@@ -412,6 +412,7 @@ def test_quantize_answers_with_the_keys_of_the_contract(
         "average_weight_bits",
         "layers",
         "float_nodes",
+        "steps",
     }
     wanted = {"node", "op", "w_bits", "a_bits", "sqnr_db", "cosine", "set_by"}
     assert all(wanted <= set(layer) for layer in result["layers"])

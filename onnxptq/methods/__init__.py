@@ -9,6 +9,7 @@ from onnxptq.methods.allocate_bits import AllocateBits
 from onnxptq.methods.bias_correction import BiasCorrection
 from onnxptq.methods.entropy import Entropy
 from onnxptq.methods.equalize import Equalize
+from onnxptq.methods.gains import Gains
 from onnxptq.methods.gptq import Gptq
 from onnxptq.methods.method import Context, Method
 from onnxptq.methods.minmax import MinMax
@@ -48,7 +49,7 @@ ROUNDING = (WeightsMinMax, WeightsMse, WeightsAsymmetric, Gptq)
 DEFAULT_METHODS = "mse,weights-mse"
 """Used for what the named methods leave undecided."""
 
-QUALITIES = {"quick": DEFAULT_METHODS, "fast": f"{DEFAULT_METHODS},gptq"}
+QUALITIES = {"quick": DEFAULT_METHODS, "fast": f"equalize,{DEFAULT_METHODS},zero-point,gptq"}
 """Methods of each --quality: statistics alone, or with the model run layer by layer."""
 
 LAST_METHOD = ProvableScales.name
@@ -100,13 +101,15 @@ def apply(recipe: Recipe, methods: str, ctx: Context) -> Recipe:
     """Run the methods of a text one after the other; each leaves a Step in the recipe.
 
     Each sees the model and its statistics with channels moved as the methods before it said. A
-    method that has numbers to report leaves a Step with them, of which the rest is filled in here.
+    method that has numbers to report leaves a Step with them, of which the rest is filled in here:
+    also how near the outputs then are to float, where samples are held out.
 
     Raises:
         SpecError: An unknown method or option.
         CalibrationError: A range cannot be fitted to what was measured.
     """
     wanted = parse_methods(methods)
+    gains = Gains(recipe, ctx)
     for position, method in enumerate(wanted, 1):
         begun = time.perf_counter()
         ctx = ctx.following(recipe)
@@ -115,7 +118,9 @@ def apply(recipe: Recipe, methods: str, ctx: Context) -> Recipe:
         numbers = {"tensors": float(changed)}
         for step in decided.steps[len(recipe.steps) :]:
             numbers |= step.numbers
-        step = Step(to_text(method), ctx.seed, time.perf_counter() - begun, numbers)
+        seconds = time.perf_counter() - begun
+        numbers |= gains.after(decided, ctx)
+        step = Step(to_text(method), ctx.seed, seconds, numbers)
         recipe = replace(decided, steps=(*recipe.steps, step))
     return recipe
 

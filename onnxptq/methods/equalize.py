@@ -93,7 +93,7 @@ class Equalize:
         found, reasons = find_segments(ctx.model)
         segments = [segment for segment in found if _is_stored(segment, recipe)]
         if not segments:
-            ctx.progress.warn(f"{self.name}: no channels that could be scaled{_why(reasons)}")
+            ctx.remark(f"{self.name}: no channels that could be scaled{_why(reasons)}")
             return recipe.with_step(Step(self.name, numbers={"chains": 0.0}))
         plans = self._plans(recipe, ctx, segments)
         groups = chains(segments)
@@ -106,7 +106,7 @@ class Equalize:
         finally:
             ctx.progress.finish()
         if not after.plan:
-            ctx.progress.warn(
+            ctx.remark(
                 f"{self.name}: scaled channels brought the output no nearer to float "
                 f"({before.db:.2f} dB on the samples held out); nothing is changed"
             )
@@ -241,8 +241,8 @@ def _numbers(before: _Trial, after: _Trial, groups: list[tuple[str, ...]]) -> di
         "chains": float(len(groups)),
         "chains_scaled": float(scaled),
         "channels_shifted": float(shifted),
-        "held_out_db_before": round(before.db, 3),
-        "held_out_db": round(after.db, 3),
+        "tried_db_before": round(before.db, 3),
+        "tried_db": round(after.db, 3),
     }
 
 

@@ -36,6 +36,7 @@ class Context:
         seed: For every random choice.
         jobs: Threads or processes a method may use.
         progress: Where to report to.
+        asked: Whether the user has named the methods, and would know why one did nothing.
         measure: Measures values anew where channels were moved; None for `batches` to be used.
         prepared: The prepared float model as it was before; None where `model` is it.
         moved: The recipe whose channels are moved in `model` and `stats`; None for none.
@@ -55,6 +56,7 @@ class Context:
     seed: int = 0
     jobs: int = 1
     progress: Progress = field(default_factory=Silent)
+    asked: bool = True
     measure: Remeasure | None = None
     prepared: ir.Model | None = None
     moved: Recipe | None = None
@@ -106,6 +108,11 @@ class Context:
         if self.write is not None:
             return self.write(recipe)
         return insert_qdq(self.prepared or self.model, recipe, Storage())
+
+    def remark(self, message: str) -> None:
+        """Warn of what a method could not do, where the user has asked for it by name."""
+        if self.asked:
+            self.progress.warn(message)
 
     def samples(self, method: str) -> Data:
         """The calibration data, for methods that run the model.

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from onnxptq.methods.method import Context
+from onnxptq.methods.method import Context, Method
 from onnxptq.methods.mse import Mse
 from onnxptq.methods.weights import WeightsMse
 from onnxptq.recipe import Recipe
@@ -11,12 +11,15 @@ from onnxptq.rewrite.gates import fit_gates
 from onnxptq.rewrite.weights import fit_scales
 
 
-def ready(recipe: Recipe, ctx: Context) -> Recipe:
-    """The recipe with `mse` and `weights-mse` for what is undecided, and scales that fit.
+def ready(
+    recipe: Recipe, ctx: Context, by: tuple[Method, Method] = (Mse(), WeightsMse())
+) -> Recipe:
+    """The recipe with ranges for what is undecided, and scales that fit.
 
     Args:
         recipe: Some decisions.
         ctx: The context that follows the recipe's channels.
+        by: What chooses the ranges of activations and of weights.
 
     Raises:
         CalibrationError: A range cannot be fitted to what was measured.
@@ -24,7 +27,9 @@ def ready(recipe: Recipe, ctx: Context) -> Recipe:
     open_ = set(recipe.undecided())
     if open_:
         part = {name: tensor for name, tensor in recipe.tensors.items() if name in open_}
-        decided = WeightsMse().apply(Mse().apply(replace(recipe, tensors=part), ctx), ctx)
+        decided = replace(recipe, tensors=part)
+        for method in by:
+            decided = method.apply(decided, ctx)
         tensors = {name: decided.tensors.get(name, t) for name, t in recipe.tensors.items()}
         recipe = replace(recipe, tensors=tensors)
     for fit in (fit_ceilings, fit_gates, fit_scales):

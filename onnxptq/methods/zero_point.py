@@ -100,7 +100,7 @@ class ZeroPoint:
         if self.windows:
             best, moved = self._with_windows(judge, best, data)
         numbers = {"shifted": float(shifted), "windows": float(len(moved))}
-        numbers |= {"held_out_db_before": round(before, 3), "held_out_db": round(best.db, 3)}
+        numbers |= {"tried_db_before": round(before, 3), "tried_db": round(best.db, 3)}
         decided = _only_activations(recipe, best.recipe)
         if self.weights:
             decided, rows = self._with_weight_zeros(decided, ctx.following(decided), data)

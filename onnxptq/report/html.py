@@ -8,7 +8,7 @@ from importlib import resources
 from typing import TYPE_CHECKING
 
 from onnxptq.report import plots
-from onnxptq.report.rows import EQUAL_DB, FloatRow, LayerRow
+from onnxptq.report.rows import EQUAL_DB, STEP_HEADS, FloatRow, LayerRow, StepRow
 
 if TYPE_CHECKING:
     from onnxptq.runtime.profile import LayerTime, Profile
@@ -26,6 +26,7 @@ class Page:
         facts: Label to value, as cards.
         layers: One row a quantized layer.
         float_nodes: One row a node that stays in float.
+        steps: One row a method that was applied; none where that is not known.
         speed: The layers as the executor runs them; None if it was not measured.
         footer: Versions.
     """
@@ -35,6 +36,7 @@ class Page:
     facts: Mapping[str, str] = field(default_factory=dict[str, str])
     layers: Sequence[LayerRow] = ()
     float_nodes: Sequence[FloatRow] = ()
+    steps: Sequence[StepRow] = ()
     speed: "Profile | None" = None
     footer: str = ""
 
@@ -70,6 +72,7 @@ def _sections(page: Page) -> list[str]:
             plots.size_plot(page.layers),
             [row for row in page.layers if row.weight_bytes],
         ),
+        _step_table(page.steps),
         _layer_table(page.layers),
         _float_table(page.float_nodes),
         *([] if page.speed is None else _speed(page.speed)),
@@ -88,6 +91,25 @@ def _figure(heading: str, note: str, svg: str, rows: Sequence[LayerRow]) -> str:
         f'<h2>{heading}</h2>\n<p class="note">{note}</p>\n<figure>{svg}</figure>\n'
         f'<ul class="legend">{legend}</ul>'
     )
+
+
+def _step_table(rows: Sequence[StepRow]) -> str:
+    if not rows:
+        return ""
+    classes = ("name", "n", "n", "n", "")
+    body = "\n".join(
+        "<tr>"
+        + "".join(
+            f'<td class="{kind}">{html.escape(cell)}</td>'
+            for kind, cell in zip(classes, row.cells(), strict=True)
+        )
+        + "</tr>"
+        for row in rows
+    )
+    names = [head[:1].upper() + head[1:] for head in STEP_HEADS]
+    heads = list(zip(names, ("", "n", "n", "n", ""), strict=True))
+    note = "Signal to noise of the outputs on samples that the methods did not learn from."
+    return f'<h2>Steps</h2>\n<p class="note">{note}</p>\n{_table(heads, body)}'
 
 
 def _layer_table(rows: Sequence[LayerRow]) -> str:

@@ -112,6 +112,7 @@ def quantized_page(output: Path, report: QuantizeReport) -> str:
             facts=report.summary(),
             layers=report.layers,
             float_nodes=report.float_nodes,
+            steps=report.steps,
             footer=versions(),
         )
     )

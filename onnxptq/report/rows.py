@@ -1,5 +1,6 @@
 """Rows: what commands report, before it becomes a table, a page or JSON. Cheap to import."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -35,6 +36,38 @@ class LayerRow:
     weight_bytes_float: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class StepRow:
+    """One method that was applied.
+
+    Attributes:
+        method: Its text.
+        seconds: How long it took.
+        held_out_db: Signal to noise of the outputs behind it, on samples it did not learn from;
+            None where none were held out.
+        gain_db: How much of that it brought.
+        numbers: What else it reported.
+    """
+
+    method: str
+    seconds: float
+    held_out_db: float | None
+    gain_db: float | None
+    numbers: Mapping[str, float]
+
+    def cells(self) -> list[str]:
+        """What tables show of it, under `STEP_HEADS`."""
+        gain = "" if self.gain_db is None else f"{self.gain_db:+.2f}"
+        after = "" if self.held_out_db is None else f"{self.held_out_db:.2f}"
+        shown = {name: n for name, n in self.numbers.items() if n and "_db" not in name}
+        details = ", ".join(f"{name.replace('_', ' ')} {n:g}" for name, n in shown.items())
+        seconds = f"{self.seconds:.1f}" if self.seconds else ""  # a saved recipe has none
+        return [self.method, seconds, after, gain, details]
+
+
+STEP_HEADS = ("method", "seconds", "held-out SQNR, dB", "gain, dB", "details")
+
+
 class FloatRow(Protocol):
     """One node that stays in float, and why; `runtime.lint.FloatNode` is one."""
 
@@ -66,6 +99,7 @@ class QuantizeReport:
         average_weight_bits: Nominal bits of the quantized weights, averaged over their elements.
         layers: One row a quantized node, in graph order.
         float_nodes: The nodes left in float, and why.
+        steps: The methods, in the order in which they were applied.
     """
 
     seconds: float
@@ -75,6 +109,7 @@ class QuantizeReport:
     average_weight_bits: float
     layers: tuple[LayerRow, ...]
     float_nodes: tuple[FloatRow, ...]
+    steps: tuple[StepRow, ...] = ()
 
     def summary(self) -> dict[str, str]:
         """The figures with labels and units, for terminal and page."""

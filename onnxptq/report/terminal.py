@@ -16,7 +16,16 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from onnxptq.report.rows import Evaluation, FloatRow, LayerRow, QuantizeReport, decibels, percent
+from onnxptq.report.rows import (
+    STEP_HEADS,
+    Evaluation,
+    FloatRow,
+    LayerRow,
+    QuantizeReport,
+    StepRow,
+    decibels,
+    percent,
+)
 
 if TYPE_CHECKING:
     from onnxptq.runtime.certify import Certificate
@@ -113,8 +122,24 @@ def facts(pairs: Mapping[str, str]) -> Table:
 
 def quantized(report: QuantizeReport) -> tuple[RenderableType, ...]:
     """What `quantize` did."""
-    parts = facts(report.summary()), worst_layers(report.layers), float_nodes(report.float_nodes)
-    return (parts[0], "", parts[1], "", parts[2])
+    parts = [
+        facts(report.summary()),
+        *([steps(report.steps)] if any(row.gain_db is not None for row in report.steps) else []),
+        worst_layers(report.layers),
+        float_nodes(report.float_nodes),
+    ]
+    return tuple(part for each in parts for part in (each, ""))[:-1]
+
+
+def steps(rows: Sequence[StepRow]) -> Table:
+    """What each method brought."""
+    table = Table(title="what each method brought", title_justify="left", box=None, pad_edge=False)
+    for place, head in enumerate(STEP_HEADS):
+        justify = "right" if 0 < place < len(STEP_HEADS) - 1 else "left"
+        table.add_column(head, justify=justify, overflow="fold")
+    for row in rows:
+        table.add_row(*map(Text, row.cells()))
+    return table
 
 
 def notes(texts: Sequence[str]) -> tuple[RenderableType, ...]:

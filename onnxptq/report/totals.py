@@ -9,8 +9,8 @@ import onnx_ir as ir
 from onnxptq.graph import io
 from onnxptq.graph.skeleton import size_bytes
 from onnxptq.ops.nodes import constant
-from onnxptq.recipe import Recipe
-from onnxptq.report.rows import LayerRow, QuantizeReport
+from onnxptq.recipe import Recipe, Step
+from onnxptq.report.rows import LayerRow, QuantizeReport, StepRow
 from onnxptq.runtime.lint import lint
 
 
@@ -41,7 +41,15 @@ def totals(
         average_weight_bits=average_weight_bits(prepared, recipe),
         layers=rows,
         float_nodes=lint(quantized).float_nodes,
+        steps=tuple(map(step_row, recipe.steps)),
     )
+
+
+def step_row(step: Step) -> StepRow:
+    """What the report shows of a method."""
+    own = {k: v for k, v in step.numbers.items() if k not in ("held_out_db", "gain_db")}
+    after, gain = step.numbers.get("held_out_db"), step.numbers.get("gain_db")
+    return StepRow(step.method, step.seconds, after, gain, own)
 
 
 def file_bytes(model: ir.Model) -> int:

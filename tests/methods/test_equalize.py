@@ -141,7 +141,7 @@ def test_what_it_gained_is_in_the_recipe(equalized: Quantized) -> None:
     assert step.method == "equalize"
     assert step.numbers["chains"] == 2
     assert step.numbers["chains_scaled"] >= 1
-    assert step.numbers["held_out_db"] > step.numbers["held_out_db_before"] + 6
+    assert step.numbers["tried_db"] > step.numbers["tried_db_before"] + 6
 
 
 def test_stored_values_are_balanced_where_weights_have_scales_of_their_own(

@@ -7,7 +7,7 @@ import pytest
 from onnxptq.kernels.peak import Peak, Read
 from onnxptq.report.html import Page, render
 from onnxptq.report.plots import noise_plot, roofline_plot, size_plot
-from onnxptq.report.rows import EQUAL_DB, LayerRow
+from onnxptq.report.rows import EQUAL_DB, LayerRow, StepRow
 from onnxptq.runtime.profile import LayerTime, Profile
 
 
@@ -197,3 +197,17 @@ def test_a_page_shows_the_time_of_each_layer(kept: slice) -> None:
 
 def test_without_layers_there_is_no_roofline() -> None:
     assert roofline_plot(replace(PROFILE, layers=())) == ""
+
+
+def test_the_page_shows_what_each_step_brought() -> None:
+    steps = (
+        StepRow("mse{p=2.4}", 0.25, 12.5, 1.25, {"tensors": 3.0, "tried_db": 1.0}),
+        StepRow("gptq", 0.0, None, None, {"tensors": 0.0}),
+    )
+
+    page = render(replace(PAGE, steps=steps))
+
+    assert "<h2>Steps</h2>" in page
+    assert '<td class="n">12.50</td><td class="n">+1.25</td><td class="">tensors 3</td>' in page
+    assert '<td class="n"></td><td class="n"></td><td class="n"></td><td class=""></td>' in page
+    assert "<h2>Steps</h2>" not in render(PAGE)

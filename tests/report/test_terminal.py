@@ -1,5 +1,6 @@
 import json
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ from rich.console import Console, RenderableType
 
 from onnxptq.errors import ModelError
 from onnxptq.report import terminal
-from onnxptq.report.rows import Evaluation, LayerRow
+from onnxptq.report.rows import Evaluation, LayerRow, QuantizeReport, StepRow
 from onnxptq.report.terminal import Output
 from onnxptq.runtime.certify import Certificate, LayerProof, Saturation
 from onnxptq.runtime.verify import Verification
@@ -108,3 +109,17 @@ def test_where_onnxruntime_saturates_is_said_on_such_a_cpu(cpu: str) -> None:
     text = " ".join(" ".join(map(text_of, parts)).split())
     assert "1 layers could saturate, in at most 49 results of this run" in text
     assert ("cuts off such sums at 16 bits" in text) == cpu.endswith("no VNNI")
+
+
+def test_gains_are_shown_where_they_were_measured() -> None:
+    report = QuantizeReport(1.0, 100.0, 400, 100, 8.0, (), ())
+    known = StepRow("gptq", 1.5, 20.0, -0.5, {})
+    unknown = StepRow("minmax", 0.1, None, None, {"tensors": 3.0})
+
+    texts = [
+        "".join(map(text_of, terminal.quantized(replace(report, steps=(step,)))))
+        for step in (known, unknown)
+    ]
+
+    assert re.search(r"gptq\s+1\.5\s+20\.00\s+-0\.50", texts[0])
+    assert "minmax" not in texts[1]

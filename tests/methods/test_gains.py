@@ -1,0 +1,88 @@
+"""Each step of a recipe says what it brought on samples that no method learned from."""
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import pytest
+
+from onnxptq import quantize
+from tests.small_models import proto_from_text
+
+NET = """
+net (float[N, 4, 8, 8] x) => (float[N, 6] y) {
+  a = Conv <pads = [1, 1, 1, 1]> (x, w0, b0)
+  ar = Relu (a)
+  b = Conv (ar, w1, b1)
+  br = Relu (b)
+  g = GlobalAveragePool (br)
+  f = Flatten (g)
+  y = Gemm <transB = 1> (f, w2, b2)
+}
+"""
+WEIGHTS = {
+    "w0": (12, 4, 3, 3), "b0": (12,), "w1": (12, 12, 1, 1), "b1": (12,), "w2": (6, 12), "b2": (6,),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def net() -> onnx.ModelProto:
+    return proto_from_text(NET, np.random.default_rng(1), WEIGHTS)
+
+
+def images(count: int) -> npt.NDArray[np.float32]:
+    return np.random.default_rng(0).normal(size=(count, 4, 8, 8)).astype(np.float32)
+
+
+def test_gains_add_up_from_step_to_step(net: onnx.ModelProto) -> None:
+    result = quantize(net, {"x": images(64)}, bits="w3a4", keep_first_last=False)
+
+    steps = result.report.steps
+    names = [step.method.partition("{")[0] for step in steps]
+    assert names == ["equalize", "mse", "weights-mse", "zero-point", "gptq", "provable-scales"]
+    for before, step in itertools.pairwise(steps):
+        assert before.held_out_db is not None
+        assert step.held_out_db is not None
+        assert step.gain_db is not None
+        assert step.held_out_db == pytest.approx(before.held_out_db + step.gain_db, abs=0.011)
+    gains = dict(zip(names, (step.gain_db for step in steps), strict=True))
+    assert gains["mse"] is not None
+    assert gains["mse"] > 0
+    assert gains["gptq"] is not None
+    assert gains["gptq"] > 1
+    assert dict(result.recipe.steps[4].numbers)["gain_db"] == gains["gptq"]
+
+
+def test_nothing_is_measured_where_no_samples_are_held_out(net: onnx.ModelProto) -> None:
+    quick = quantize(net, {"x": images(64)}, quality="quick")
+    few = quantize(net, {"x": images(4)}, method="gptq")
+
+    for result in (quick, few):
+        assert all(step.held_out_db is step.gain_db is None for step in result.report.steps)
+
+
+def test_a_recipe_tells_what_its_steps_brought(net: onnx.ModelProto, tmp_path: Path) -> None:
+    path = tmp_path / "net.recipe.json"
+    made = quantize(net, {"x": images(64)}, bits="w4a4")
+    path.write_text(made.recipe.to_json(), encoding="utf-8")
+
+    again = quantize(net, recipe=path)
+
+    assert [(s.method, s.gain_db) for s in again.report.steps] == [
+        (s.method, s.gain_db) for s in made.report.steps
+    ]
+
+
+@pytest.mark.filterwarnings("error")
+def test_what_the_default_could_not_do_is_no_warning() -> None:
+    """Neither the first value, which a Clip bounds, nor the second can be scaled."""
+    ends = "lo = Constant <value_float = 0.0> () hi = Constant <value_float = 6.0> ()"
+    body = NET.replace("{", "{ " + ends, 1)
+    body = body.replace("Relu (a)", "Clip (a, lo, hi)").replace("Relu (b)", "Clip (b, lo, hi)")
+    net = proto_from_text(body, np.random.default_rng(1), WEIGHTS)
+
+    result = quantize(net, {"x": images(64)})
+
+    assert result.recipe.channel_scales == {}
