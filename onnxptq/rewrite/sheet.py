@@ -1,6 +1,7 @@
 """The model that is being written: edits that keep it valid, and keys of what we leave in it."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +28,9 @@ class Sheet:
 
     def add(self, name: str, array: npt.NDArray[np.generic] | np.generic) -> ir.Value:
         """Add an initializer."""
-        value = ir.val(name, const_value=ir.tensor(np.asarray(array), name=name))
+        # ir.tensor would ask what the array is in ways that take ten times as long.
+        numbers: npt.NDArray[Any] = np.asarray(array)
+        value = ir.val(name, const_value=ir.Tensor(numbers, name=name))
         self.graph.register_initializer(value)
         return value
 
