@@ -18,30 +18,32 @@ BATCH = 8
 _UNPACKED = Storage("int8")
 
 
-def float_values(model: ir.Model, data: Data, names: Sequence[str]) -> Iterator[dict[str, Array]]:
-    """These values of the float model for each batch of `data`, by name.
+class FloatTaps:
+    """Values of the float model by name, as often as they are asked for.
 
     Only what they depend on is run. A name may be an input of the model.
 
     Raises:
-        ModelError: onnxruntime refuses the model or a batch.
+        ModelError: onnxruntime refuses the model, or later a batch.
     """
-    inner = _inner(model, names)
-    if not inner:
-        for batch in _grouped(model, data):
-            yield {name: batch[name] for name in names}
-        return
-    session = ort.session(_only(model, inner))
-    needed = [port.name for port in session.inputs]
-    for batch in _grouped(model, data):
-        found = session.run({name: batch[name] for name in needed}, inner)
-        yield {**{name: batch[name] for name in names if name in batch}, **found}
+
+    def __init__(self, model: ir.Model, names: Sequence[str]) -> None:
+        self._model, self._names = model, list(names)
+        self._inner = _inner(model, names)
+        self._session = ort.session(_only(model, self._inner)) if self._inner else None
+
+    def values(self, data: Data) -> Iterator[dict[str, Array]]:
+        """The values for each batch of the data."""
+        for batch in _grouped(self._model, data):
+            found = {name: batch[name] for name in self._names if name in batch}
+            if self._session is not None:
+                feeds = {port.name: batch[port.name] for port in self._session.inputs}
+                found |= self._session.run(feeds, self._inner)
+            yield found
 
 
-def quantized_values(
-    model: ir.Model, recipe: Recipe, data: Data, names: Sequence[str]
-) -> Iterator[dict[str, Array]]:
-    """Real numbers that the codes of these values stand for, for each batch of `data`, by name.
+class CodedTaps:
+    """Real numbers that the codes of some values stand for, as often as they are asked for.
 
     The model is the one that the recipe would be written as, run by onnxruntime's integer kernels
     as far as these values need it.
@@ -49,24 +51,30 @@ def quantized_values(
     Args:
         model: The prepared float model.
         recipe: Decisions; every range must have been chosen.
-        data: Batches.
         names: Values that the recipe stores as codes.
 
     Raises:
-        ModelError: onnxruntime refuses the model or a batch.
+        ModelError: onnxruntime refuses the model, or later a batch.
     """
-    written = insert_qdq(model, recipe, _UNPACKED)
-    readers = {
-        str(node.name).removesuffix("_DequantizeLinear"): node
-        for node in written.graph
-        if node.op_type == "DequantizeLinear"
-    }
-    taps = {name: str(readers[name].inputs[0].name) for name in names}  # type: ignore[union-attr]
-    session = ort.session(_only(written, list(taps.values())))
-    needed = [port.name for port in session.inputs]
-    for batch in _grouped(model, data):
-        found = session.run({name: batch[name] for name in needed}, list(taps.values()))
-        yield {name: _real(readers[name], found[tap]) for name, tap in taps.items()}
+
+    def __init__(self, model: ir.Model, recipe: Recipe, names: Sequence[str]) -> None:
+        written = insert_qdq(model, recipe, _UNPACKED)
+        readers = {
+            str(node.name).removesuffix("_DequantizeLinear"): node
+            for node in written.graph
+            if node.op_type == "DequantizeLinear"
+        }
+        self._model = model
+        self._readers = {name: readers[name] for name in names}
+        self._taps = {n: str(r.inputs[0].name) for n, r in self._readers.items()}  # type: ignore[union-attr]
+        self._session = ort.session(_only(written, list(self._taps.values())))
+
+    def values(self, data: Data) -> Iterator[dict[str, Array]]:
+        """The values for each batch of the data."""
+        for batch in _grouped(self._model, data):
+            feeds = {port.name: batch[port.name] for port in self._session.inputs}
+            found = self._session.run(feeds, list(self._taps.values()))
+            yield {name: _real(self._readers[name], found[tap]) for name, tap in self._taps.items()}
 
 
 def _real(reader: ir.Node, codes: Array) -> Array:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from onnxptq.calibrate.source import Data
-from onnxptq.methods.layerwise import Wanted, free_bias, layers_of, pairs
+from onnxptq.methods.layerwise import Pairs, Wanted, free_bias, layers_of
 from onnxptq.methods.method import Context
 from onnxptq.methods.moments import column_parts, to_rows
 from onnxptq.methods.ready import ready
@@ -107,14 +107,15 @@ class BiasCorrection:
             CalibrationError: kind is output and there are no calibration data.
         """
         if self.kind == "output":
-            return self._outputs(recipe, ctx, ctx.samples(self.name))
+            return self._outputs(recipe, ctx)
         recipe = ready(recipe, ctx)
         for tensor in recipe.weights():
             if tensor.params.spec.axis is not None and not tensor.params.zero_point.any():
                 recipe = self._weights(tensor, recipe, ctx)
         return fit_scales(ctx.model, recipe)
 
-    def _outputs(self, recipe: Recipe, ctx: Context, data: Data) -> Recipe:
+    def _outputs(self, recipe: Recipe, ctx: Context) -> Recipe:
+        ctx.samples(self.name)
         recipe = ready(recipe, ctx)
         layers = layers_of(ctx.model, recipe)
         done: set[str] = set()
@@ -123,7 +124,7 @@ class BiasCorrection:
             for node in layers:
                 if free_bias(node) is not None:
                     wanted = Wanted.of(node, recipe, done)
-                    recipe = _with_mean(node, recipe, ctx, (wanted, data))
+                    recipe = _with_mean(node, recipe, ctx, wanted)
                     recipe = fit_scales(ctx.model, recipe)
                 done.add(str(node.name))
                 ctx.progress.advance(1)
@@ -196,7 +197,7 @@ def with_sums(steps: F64, codes: F64, ends: tuple[npt.ArrayLike, npt.ArrayLike])
     return moved
 
 
-def _with_mean(node: ir.Node, recipe: Recipe, ctx: Context, source: tuple[Wanted, Data]) -> Recipe:
+def _with_mean(node: ir.Node, recipe: Recipe, ctx: Context, wanted: Wanted) -> Recipe:
     """The recipe with the bias of one layer that gives its outputs their means."""
     weight, bias = weight_of(node), free_bias(node)
     assert weight is not None
@@ -204,18 +205,19 @@ def _with_mean(node: ir.Node, recipe: Recipe, ctx: Context, source: tuple[Wanted
     array, given = constant(weight), constant(bias)
     assert array is not None
     assert given is not None
+    data = ctx.samples(BiasCorrection.name)
     params = recipe.tensors[str(weight.name)].params
     codes = weight_codes(array, params, recipe.codes.get(str(weight.name)))
     rows = to_rows(node, params.dequantize(codes).astype(np.float64))
     before = recipe.biases.get(str(bias.name), given).reshape(rows.shape[:2]).astype(np.float64)
-    found = _sums(node, recipe, ctx, source).bias(rows)
+    pairs = Pairs(node, recipe, ctx, wanted)
+    found = _sums(node, pairs, data).bias(rows)
     if ctx.held_out is not None:
-        judge = _sums(node, recipe, ctx, (source[0], ctx.held_out))
+        judge = _sums(node, pairs, ctx.held_out)
         found = np.where(judge.prefers(found, before, rows), found, before)
     real = found.reshape(given.shape).astype(np.float32)
     return replace(recipe, biases={**recipe.biases, str(bias.name): real})
 
 
-def _sums(node: ir.Node, recipe: Recipe, ctx: Context, source: tuple[Wanted, Data]) -> Sums:
-    found = (Sums.of(node, x, target) for x, target in pairs(node, recipe, ctx, source))
-    return reduce(add, found)
+def _sums(node: ir.Node, pairs: Pairs, data: Data) -> Sums:
+    return reduce(add, (Sums.of(node, x, target) for x, target in pairs.of(data)))

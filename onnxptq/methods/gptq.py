@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from onnxptq.calibrate.source import Data
 from onnxptq.errors import SpecError
-from onnxptq.methods.layerwise import Wanted, free_bias, layers_of, pairs
+from onnxptq.methods.layerwise import Pairs, Wanted, free_bias, layers_of
 from onnxptq.methods.method import Context
 from onnxptq.methods.moments import Moments, from_rows, to_rows
 from onnxptq.methods.quadratic import Groups, Search, rounded
@@ -95,10 +95,9 @@ class Gptq:
         try:
             for node in layers:
                 wanted = Wanted.of(node, recipe, done)
-                fit = _moments(node, recipe, ctx, (wanted, data))
-                held = None
-                if ctx.held_out is not None:
-                    held = _moments(node, recipe, ctx, (wanted, ctx.held_out))
+                pairs = Pairs(node, recipe, ctx, wanted)
+                fit = _moments(node, pairs, data)
+                held = None if ctx.held_out is None else _moments(node, pairs, ctx.held_out)
                 recipe = self._rounded(node, recipe, fit, held)
                 recipe = fit_scales(ctx.model, recipe)
                 done.add(str(node.name))
@@ -192,10 +191,9 @@ class _Problem:
         return best
 
 
-def _moments(node: ir.Node, recipe: Recipe, ctx: Context, source: tuple[Wanted, Data]) -> Moments:
+def _moments(node: ir.Node, pairs: Pairs, data: Data) -> Moments:
     """Moments of a layer's inputs as codes and of its wanted outputs."""
-    found = (Moments.of(node, x, target) for x, target in pairs(node, recipe, ctx, source))
-    return reduce(add, found)
+    return reduce(add, (Moments.of(node, x, target) for x, target in pairs.of(data)))
 
 
 def _chosen(fits: list[_Fit], second: npt.NDArray[np.bool_]) -> _Fit:

@@ -71,23 +71,22 @@ def free_bias(node: ir.Node) -> ir.Value | None:
     return bias if bias is not None and len(bias.uses()) == 1 else None
 
 
-def pairs(
-    node: ir.Node, recipe: Recipe, ctx: Context, source: tuple[Wanted, Data]
-) -> Iterator[tuple[F32, F32]]:
-    """A layer's input as codes give it, and the output that is wanted of it, batch by batch."""
-    wanted, data = source
-    x = str(next(iter(activation_inputs(node))).name)
-    partner = [wanted.partner] if wanted.partner else []
-    for real, coded in _both(ctx, recipe, data, ([wanted.output, *partner], [x, *partner])):
-        target = real[wanted.output]
-        for name in partner:
-            target = target + (real[name] - coded[name])
-        yield coded[x], target.astype(np.float32)
+class Pairs:
+    """A layer's input as codes give it, and the output that is wanted of it."""
 
+    def __init__(self, node: ir.Node, recipe: Recipe, ctx: Context, wanted: Wanted) -> None:
+        self._x = str(next(iter(activation_inputs(node))).name)
+        self._wanted = wanted
+        partner = [wanted.partner] if wanted.partner else []
+        self._real = ctx.float_taps([wanted.output, *partner])
+        self._coded = ctx.coded_taps(recipe, list(dict.fromkeys([self._x, *partner])))
 
-def _both(
-    ctx: Context, recipe: Recipe, data: Data, names: tuple[list[str], list[str]]
-) -> Iterator[tuple[dict[str, F32], dict[str, F32]]]:
-    real = ctx.float_values(data, names[0])
-    coded = ctx.quantized_values(recipe, data, list(dict.fromkeys(names[1])))
-    return zip(real, coded, strict=True)
+    def of(self, data: Data) -> Iterator[tuple[F32, F32]]:
+        """Both, batch by batch."""
+        partner = self._wanted.partner
+        both = zip(self._real.values(data), self._coded.values(data), strict=True)
+        for real, coded in both:
+            target = real[self._wanted.output]
+            if partner is not None:
+                target = target + (real[partner] - coded[partner])
+            yield coded[self._x], target.astype(np.float32)

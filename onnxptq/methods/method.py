@@ -13,6 +13,7 @@ from onnxptq.calibrate.ports import Array
 from onnxptq.calibrate.progress import Progress, Silent
 from onnxptq.calibrate.run import CollectOptions
 from onnxptq.calibrate.stats import TensorStats
+from onnxptq.calibrate.taps import CodedTaps, FloatTaps
 from onnxptq.errors import CalibrationError
 from onnxptq.passes import Norm
 from onnxptq.recipe import Recipe
@@ -128,13 +129,15 @@ class Context:
 
     def float_values(self, data: Data, names: Sequence[str]) -> Iterator[dict[str, Array]]:
         """Values of the float model by name, batch by batch."""
-        return taps.float_values(self.model, data, names)
+        return self.float_taps(names).values(data)
 
-    def quantized_values(
-        self, recipe: Recipe, data: Data, names: Sequence[str]
-    ) -> Iterator[dict[str, Array]]:
+    def float_taps(self, names: Sequence[str]) -> FloatTaps:
+        """Values of the float model by name, as often as they are needed."""
+        return FloatTaps(self.model, names)
+
+    def coded_taps(self, recipe: Recipe, names: Sequence[str]) -> CodedTaps:
         """What the codes of these values stand for in the model that the recipe describes."""
-        return taps.quantized_values(self.prepared or self.model, recipe, data, names)
+        return CodedTaps(self.prepared or self.model, recipe, names)
 
     def float_outputs(self, data: Data) -> Iterator[dict[str, Array]]:
         """Outputs of the float model by name, batch by batch."""

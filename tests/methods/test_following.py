@@ -81,7 +81,7 @@ def test_quantized_values_are_those_of_the_scaled_model(
     seen = ctx.following(recipe)
     assert ctx.batches is not None
 
-    (codes,) = list(seen.quantized_values(ready(recipe, seen), ctx.batches, ["r"]))[:1]
+    (codes,) = list(seen.coded_taps(ready(recipe, seen), ["r"]).values(ctx.batches))[:1]
     (real,) = list(seen.float_values(ctx.batches, ["r"]))[:1]
 
     assert np.abs(codes["r"] - real["r"]).max() < 0.03 * real["r"].max()
