@@ -16,7 +16,7 @@ from onnxptq.methods.held_out import output_db
 from onnxptq.methods.method import Context
 from onnxptq.methods.ready import ready
 from onnxptq.methods.study import first_samples, with_bits
-from onnxptq.methods.weight_zeros import zero_points
+from onnxptq.methods.weight_zeros import WHOLE, zero_points
 from onnxptq.methods.windows import Readers, Tally, candidates, tally
 from onnxptq.passes.edit import F64
 from onnxptq.quant import QParams
@@ -31,13 +31,10 @@ MOST_TRIED = 32
 AT_ONCE = 8
 """Activations whose windows are tried in one run of the network: it holds what they read."""
 
-JUDGED_WITH = 8
-"""Bits of the weights while activations are judged: rounding them coarsely would drown it."""
-
 
 @dataclass(frozen=True)
 class ZeroPoint:
-    """Move zero points to where the network's outputs suffer least.
+    """Move zero points of less than 8 bits to where the network's outputs suffer least.
 
     shifts: the channels of a value that nothing bends between the layers around it are moved to the
     middle of its range, each by its own constant, which costs nothing at run time. windows: each
@@ -90,6 +87,18 @@ class ZeroPoint:
                 f"already: name it before the methods that round, as in "
                 f"mse,weights-mse,{self.name},gptq"
             )
+        numbers = {"shifted": 0.0, "windows": 0.0}
+        decided = recipe
+        if any(_is_coarse(tensor) for tensor in recipe.activations()):
+            decided, numbers = self._activations(recipe, ctx, data)
+        if self.weights:
+            decided, rows = self._with_weight_zeros(decided, ctx.following(decided), data)
+            numbers["rows_with_zero_points"] = float(rows)
+        return decided.with_step(Step(self.name, numbers=numbers))
+
+    def _activations(
+        self, recipe: Recipe, ctx: Context, data: Data
+    ) -> tuple[Recipe, dict[str, float]]:
         judge = _Judge.of(ready(recipe, ctx), ctx)
         best = judge.trial(judge.base)
         before = best.db
@@ -101,11 +110,7 @@ class ZeroPoint:
             best, moved = self._with_windows(judge, best, data)
         numbers = {"shifted": float(shifted), "windows": float(len(moved))}
         numbers |= {"tried_db_before": round(before, 3), "tried_db": round(best.db, 3)}
-        decided = _only_activations(recipe, best.recipe)
-        if self.weights:
-            decided, rows = self._with_weight_zeros(decided, ctx.following(decided), data)
-            numbers["rows_with_zero_points"] = float(rows)
-        return decided.with_step(Step(self.name, numbers=numbers))
+        return _only_activations(recipe, best.recipe), numbers
 
     def _shifted(self, judge: "_Judge", best: "_Trial") -> "_Trial":
         """With the shifts that help: all at once if they are many, else one by one."""
@@ -144,7 +149,7 @@ class ZeroPoint:
         """The windows that their readers prefer, on samples that they were not chosen by too."""
         values = {str(v.name): v for node in ctx.model.graph for v in node.outputs}
         values |= {str(v.name): v for v in ctx.model.graph.inputs}
-        open_ = [t for t in recipe.activations() if _has_both_signs(t, ctx)]
+        open_ = [t for t in recipe.activations() if _is_coarse(t) and _has_both_signs(t, ctx)]
         found: dict[str, QParams] = {}
         ctx.progress.start(f"{self.name}: windows", len(open_))
         try:
@@ -185,6 +190,8 @@ class _Trial:
 class _Judge:
     """Judges decisions about activations, in a network whose weights have 8 bits.
 
+    Weights that are rounded coarsely would drown what activations bring.
+
     Attributes:
         base: The recipe to begin with, complete.
         wide: The same with 8-bit weights.
@@ -197,7 +204,7 @@ class _Judge:
 
     @classmethod
     def of(cls, base: Recipe, ctx: Context) -> "_Judge":
-        bits = {tensor.value: JUDGED_WITH for tensor in base.weights()}
+        bits = {tensor.value: WHOLE for tensor in base.weights()}
         return cls(base, ready(with_bits(base, bits), replace(ctx, progress=Quiet())), ctx)
 
     def trial(self, recipe: Recipe) -> _Trial:
@@ -249,7 +256,13 @@ def _all(plans: list[Plan]) -> Plan:
 
 
 def _stored(segment: Segment, recipe: Recipe) -> bool:
-    return any(value.name in recipe.tensors for value in segment.values)
+    tensors = (recipe.tensors.get(str(value.name)) for value in segment.values)
+    return any(tensor is not None and _is_coarse(tensor) for tensor in tensors)
+
+
+def _is_coarse(tensor: TensorQuant) -> bool:
+    """Whether it has steps so large that it matters where they lie."""
+    return tensor.params.spec.bits < WHOLE
 
 
 def _has_both_signs(tensor: TensorQuant, ctx: Context) -> bool:
