@@ -33,7 +33,7 @@ ARMS = {
     "equalize": "equalize,mse,weights-mse",
     "zero-point": "mse,weights-mse,zero-point",
     "gptq": "mse,weights-mse,gptq",
-    "aciq+allocate+bias": "aciq,allocate-bits,bias-correction",
+    "aciq+allocate+bias": "aciq,allocate-bits,bias-correction{kind=weights},bias-correction",
     "fast": QUALITIES["fast"],
 }
 ALLOCATED = 4
