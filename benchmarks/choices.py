@@ -58,7 +58,7 @@ def build(text: str, weights: dict[str, tuple[int, ...]]) -> onnx.ModelProto:
 
 def quantized(model: onnx.ModelProto, x: np.ndarray, **options: Any) -> ort.Session:
     """The model at W8A8, loaded for one thread."""
-    written = pipeline.quantize(model, {"x": x}, report_samples=0, **options).model
+    written = pipeline.quantize(model, {"x": x}, quality="quick", report_samples=0, **options).model
     for node in written.graph:
         _restore_hard_swish(written, node)
     return ort.session(written, threads=1)

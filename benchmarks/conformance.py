@@ -110,7 +110,7 @@ def try_case(name: str, model: onnx.ModelProto, feeds: dict[str, np.ndarray]) ->
     """Quantize one case and run the result on the case's own inputs."""
     core = [n.name or n.output[0] for n in model.graph.node if n.op_type in CORE]
     try:
-        result = pipeline.quantize(model, [feeds], report_samples=0)
+        result = pipeline.quantize(model, [feeds], quality="quick", report_samples=0)
     except ModelError as error:
         kind = "quantized already" if "already quantized" in str(error) else "refused"
         return Outcome(name, kind, str(error), bool(core))

@@ -100,7 +100,8 @@ def _make(network: Network, work: Path, name: str, **options: Any) -> Made:
     path, twin = work / f"{network.name}-{name}.onnx", work / f"{network.name}-{name}.int8.onnx"
     data = None if "recipe" in options else network.data
     common.progress(f"making {path.name}")
-    made = quantize(network.model, data, preprocess=network.preprocess, report_samples=0, **options)
+    options = {"quality": "quick", "report_samples": 0, **options}
+    made = quantize(network.model, data, preprocess=network.preprocess, **options)
     made.save(path)
     recipe = work / f"{network.name}-{name}.json"
     recipe.write_text(made.recipe.to_json(), encoding="utf-8")

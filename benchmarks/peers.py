@@ -28,6 +28,7 @@ from onnxptq.calibrate.preprocess import Preprocess
 from onnxptq.calibrate.progress import Silent
 from onnxptq.errors import OnnxptqError
 from onnxptq.graph import io
+from onnxptq.methods import QUALITIES
 from onnxptq.report.evaluate import Pair, evaluate, evaluate_file
 from onnxptq.report.inputs import DataOptions, open_for
 from onnxptq.runtime.lint import lint
@@ -35,7 +36,7 @@ from onnxptq.runtime.lint import lint
 SCRIPTS = Path(__file__).resolve().parent / "peer_scripts"
 NETWORKS = {"resnet20": real_models.resnet20, "efficientnet_lite0": real_models.efficientnet}
 OURS = "onnxptq"
-OUR_METHOD = "mse,weights-mse,gptq"
+OUR_METHOD = QUALITIES["fast"]
 JUDGED = {"resnet20": ("top1",), "efficientnet_lite0": ("sqnr_db", "kl")}
 """What decides; 250 images are too few for a top-1."""
 SMALLER_IS_BETTER = ("kl",)

@@ -24,6 +24,11 @@ from onnxptq.report.inputs import DataOptions
 from onnxptq.runtime.lint import lint
 
 ENGINES = ("float", "ours", "onnxruntime")
+JOBS: dict[str, tuple[str, Row]] = {
+    "ours": ("quantize", {"quality": "quick"}),
+    "onnxruntime": ("quantize_static", {}),
+}
+"""Both take ranges from statistics and round to nearest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,13 +76,14 @@ def quantizing_times(network: Network, files: dict[str, Path], repeats: int) -> 
     for turn in range(repeats + 1):
         for engine, rows in runs.items():
             common.progress(f"{network.name}: quantizing, {engine}, turn {turn} of {repeats}")
-            job = "quantize" if engine == "ours" else "quantize_static"
+            job, options = JOBS[engine]
             ran = common.run_job(
                 job,
                 model=network.model,
                 data=network.calibration,
                 output=files[engine],
                 preprocess=network.preprocess,
+                **options,
             )
             if turn or not repeats:
                 rows.append({**ran.answer, "wall_s": ran.wall_s, "cpu_s": ran.cpu_s})
