@@ -141,6 +141,6 @@ def _only(model: ir.Model, names: Sequence[str]) -> ir.Model:
     part.graph.outputs.clear()
     part.graph.outputs.extend(values[name] for name in dict.fromkeys(names))
     RemoveUnusedNodesPass()(part)
-    read = {id(value) for node in part.graph for value in node.inputs if value is not None}
-    part.graph.inputs[:] = [value for value in part.graph.inputs if id(value) in read]
+    # Uses count bodies of If, Loop and Scan too, which read values without naming them as inputs.
+    part.graph.inputs[:] = [value for value in part.graph.inputs if value.uses()]
     return part
