@@ -165,7 +165,9 @@ def main() -> None:
     )
     targets = verdicts(results)
     common.show("targets", targets)
-    common.write_results("accuracy", {**results, "targets": targets}, options.out)
+    whole = set(options.networks) == set(NETWORKS)
+    name = "accuracy" if whole else f"accuracy-{'-'.join(options.networks)}"
+    common.write_results(name, {**results, "targets": targets}, options.out)
 
 
 if __name__ == "__main__":

@@ -235,7 +235,8 @@ def main() -> None:
     results = common.each({name: lambda name=name: one(name) for name in wanted})
     targets = verdicts(results)
     common.show("targets", targets)
-    common.write_results("mixed_precision", {**results, "targets": targets}, options.out)
+    name = "mixed_precision" if options.only is None else f"mixed_precision-{options.only}"
+    common.write_results(name, {**results, "targets": targets}, options.out)
 
 
 if __name__ == "__main__":
