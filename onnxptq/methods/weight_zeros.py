@@ -103,7 +103,8 @@ def zero_points(recipe: Recipe, ctx: Context, data: Data) -> tuple[dict[str, QPa
             parts = [data, data if ctx.held_out is None else ctx.held_out]
             fit, held = (_covariances(node, ctx, part) for part in parts)
             name = str(_weight(node).name)
-            params[name], rows = _with_zeros(node, recipe.tensors[name], (fit, held))
+            found, rows = _with_zeros(node, recipe.tensors[name], (fit, held))
+            params |= {name: found} if rows else {}
             total += rows
             ctx.progress.advance(1)
     finally:
