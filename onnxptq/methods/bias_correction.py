@@ -1,5 +1,6 @@
 """bias-correction: each channel gets back the mean that quantization took from it."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import reduce
 from operator import add
@@ -10,19 +11,25 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from onnxptq.calibrate.source import Data
-from onnxptq.methods.layerwise import Pairs, Wanted, free_bias, layers_of
+from onnxptq.methods.held_out import output_db
+from onnxptq.methods.landing import Landing
+from onnxptq.methods.layerwise import Pairs, Wanted, each, free_bias, layers_of
 from onnxptq.methods.method import Context
 from onnxptq.methods.moments import column_parts, to_rows
 from onnxptq.methods.ready import ready
 from onnxptq.methods.weights import channel_rows, weight_array
 from onnxptq.ops.nodes import constant
 from onnxptq.quant import F32, SMALLEST_SCALE
-from onnxptq.recipe import Recipe, TensorQuant
+from onnxptq.recipe import Recipe, Step, TensorQuant
+from onnxptq.rewrite.place import Layout, lay_out, regions_of
 from onnxptq.rewrite.regions import weight_of
 from onnxptq.rewrite.weights import fit_scales, weight_codes
 from onnxptq.spec import to_text
 
 F64 = npt.NDArray[np.float64]
+
+SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
+"""Of the correction that are tried on samples that did not choose it."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -61,11 +68,6 @@ class Sums:
         """The bias at which weights [G, R, K] give the wanted outputs on average, [G, R]."""
         return (self.wanted - np.einsum("grk,gk->gr", weights, self.inputs)) / self.count
 
-    def prefers(self, bias: F64, other: F64, weights: F64) -> npt.NDArray[np.bool_]:
-        """Where a bias gives less squared error than another, [G, R]: it is nearer to the best."""
-        best = self.bias(weights)
-        return np.abs(bias - best) < np.abs(other - best)
-
 
 @dataclass(frozen=True)
 class BiasCorrection:
@@ -73,9 +75,11 @@ class BiasCorrection:
 
     kind=output goes through the layers in the order of the network: each is shown its inputs as the
     quantized layers before it give them, and its int32 bias takes up the mean difference to the
-    float network's output; in front of a residual sum also what the other branch is off by. A
-    channel for which that does not help on the held-out samples keeps its bias. It belongs behind
-    all that chooses weights, and needs no more than a hundred samples.
+    float network's output; in front of a residual sum also what the other branch is off by. Each
+    channel takes the share of that which serves the held-out samples best, behind the Relu or Clip
+    and the ends of the codes that follow; a layer with which the network's outputs come no nearer
+    to float keeps its bias. It belongs behind all that chooses weights, and needs no more than a
+    hundred samples.
 
     kind=weights needs no data: the codes of a channel are moved by one, those that were rounded
     furthest first, until their sum is that of the real weights to half a step.
@@ -117,20 +121,20 @@ class BiasCorrection:
     def _outputs(self, recipe: Recipe, ctx: Context) -> Recipe:
         ctx.samples(self.name)
         recipe = ready(recipe, ctx)
-        layers = layers_of(ctx.model, recipe)
-        done: set[str] = set()
-        ctx.progress.start(self.name, len(layers))
-        try:
-            for node in layers:
-                if free_bias(node) is not None:
-                    wanted = Wanted.of(node, recipe, done)
-                    recipe = _with_mean(node, recipe, ctx, wanted)
-                    recipe = fit_scales(ctx.model, recipe)
-                done.add(str(node.name))
-                ctx.progress.advance(1)
-        finally:
-            ctx.progress.finish()
-        return recipe
+        layout = lay_out(ctx.model, regions_of(ctx.model, recipe))
+        best_db, corrected = output_db(recipe, ctx), 0
+        for node, done in each(layers_of(ctx.model, recipe), ctx, self.name):
+            if free_bias(node) is None:
+                continue
+            pairs = Pairs(node, recipe, ctx, Wanted.of(node, recipe, done))
+            tried = _corrected(_Layer.of(node, recipe, layout), recipe, ctx, pairs)
+            tried = fit_scales(ctx.model, tried)
+            found_db = output_db(tried, ctx)
+            # What helps a layer can harm the network: where many inputs are clipped, its error goes
+            # the same way in all channels, and later layers do not average it out.
+            if found_db > best_db:
+                recipe, best_db, corrected = tried, found_db, corrected + 1
+        return recipe.with_step(Step(self.name, numbers={"layers": float(corrected)}))
 
     def _weights(self, tensor: TensorQuant, recipe: Recipe, ctx: Context) -> Recipe:
         params, name = tensor.params, tensor.value
@@ -197,26 +201,68 @@ def with_sums(steps: F64, codes: F64, ends: tuple[npt.ArrayLike, npt.ArrayLike])
     return moved
 
 
-def _with_mean(node: ir.Node, recipe: Recipe, ctx: Context, wanted: Wanted) -> Recipe:
-    """The recipe with the bias of one layer that gives its outputs their means."""
-    weight, bias = weight_of(node), free_bias(node)
-    assert weight is not None
-    assert bias is not None
-    array, given = constant(weight), constant(bias)
-    assert array is not None
-    assert given is not None
+def _corrected(layer: "_Layer", recipe: Recipe, ctx: Context, pairs: Pairs) -> Recipe:
+    """The recipe in which one layer's outputs have the means of the float ones, where that helps.
+
+    Each channel takes the share of the correction that leaves the least error behind its clamp.
+    """
     data = ctx.samples(BiasCorrection.name)
-    params = recipe.tensors[str(weight.name)].params
-    codes = weight_codes(array, params, recipe.codes.get(str(weight.name)))
-    rows = to_rows(node, params.dequantize(codes).astype(np.float64))
-    before = recipe.biases.get(str(bias.name), given).reshape(rows.shape[:2]).astype(np.float64)
-    pairs = Pairs(node, recipe, ctx, wanted)
-    found = _sums(node, pairs, data).bias(rows)
-    if ctx.held_out is not None:
-        judge = _sums(node, pairs, ctx.held_out)
-        found = np.where(judge.prefers(found, before, rows), found, before)
-    real = found.reshape(given.shape).astype(np.float32)
-    return replace(recipe, biases={**recipe.biases, str(bias.name): real})
+    before = layer.bias
+    best = _sums(layer.node, pairs, data).bias(layer.rows)
+    judge = data if ctx.held_out is None else ctx.held_out
+    tried = np.stack([before + share * (best - before) for share in SHARES])
+    errors = layer.errors(tried, pairs.of(judge))
+    found = np.take_along_axis(tried, errors.argmin(axis=0)[None], axis=0)[0]
+    real = found.reshape(layer.shape).astype(np.float32)
+    return replace(recipe, biases={**recipe.biases, layer.bias_name: real})
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Layer:
+    """A layer of G groups of R rows whose bias is its own.
+
+    Attributes:
+        node: The layer.
+        rows: Its weights as the codes have them, [G, R, K].
+        bias: The bias it has, [G, R].
+        bias_name: Of the bias in the model.
+        shape: Of the bias in the model.
+        landing: Where its outputs go.
+    """
+
+    node: ir.Node
+    rows: F64
+    bias: F64
+    bias_name: str
+    shape: tuple[int, ...]
+    landing: Landing
+
+    @classmethod
+    def of(cls, node: ir.Node, recipe: Recipe, layout: Layout) -> "_Layer":
+        weight, bias = weight_of(node), free_bias(node)
+        assert weight is not None
+        assert bias is not None
+        array, given = constant(weight), constant(bias)
+        assert array is not None
+        assert given is not None
+        params = recipe.tensors[str(weight.name)].params
+        codes = weight_codes(array, params, recipe.codes.get(str(weight.name)))
+        rows = to_rows(node, params.dequantize(codes).astype(np.float64))
+        real = recipe.biases.get(str(bias.name), given).reshape(rows.shape[:2])
+        landing = Landing.of(node, recipe, layout)
+        return cls(node, rows, real.astype(np.float64), str(bias.name), given.shape, landing)
+
+    def errors(self, biases: F64, pairs: Iterable[tuple[F32, F32]]) -> F64:
+        """Squared error that each of some biases [S, G, R] leaves where outputs land, [S, G, R]."""
+        rows, tried = self.rows.astype(np.float32), biases.astype(np.float32)
+        total = np.zeros(biases.shape)
+        for x, target in pairs:
+            for columns, wanted in column_parts(self.node, x, target):
+                products, aim = np.matmul(rows, columns), self.landing.wanted(wanted)
+                for number, bias in enumerate(tried):
+                    off = self.landing.found(products + bias[..., None]) - aim
+                    total[number] += np.einsum("grp,grp->gr", off, off, dtype=np.float64)
+        return total
 
 
 def _sums(node: ir.Node, pairs: Pairs, data: Data) -> Sums:

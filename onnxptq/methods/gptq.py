@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from onnxptq.calibrate.source import Data
 from onnxptq.errors import SpecError
-from onnxptq.methods.layerwise import Pairs, Wanted, free_bias, layers_of
+from onnxptq.methods.layerwise import Pairs, Wanted, each, free_bias, layers_of
 from onnxptq.methods.method import Context
 from onnxptq.methods.moments import Moments, from_rows, to_rows
 from onnxptq.methods.quadratic import Groups, Search, rounded
@@ -89,21 +89,11 @@ class Gptq:
         """
         data = ctx.samples(self.name)
         recipe = ready(recipe, ctx)
-        layers = layers_of(ctx.model, recipe)
-        done: set[str] = set()
-        ctx.progress.start(self.name, len(layers))
-        try:
-            for node in layers:
-                wanted = Wanted.of(node, recipe, done)
-                pairs = Pairs(node, recipe, ctx, wanted)
-                fit = _moments(node, pairs, data)
-                held = None if ctx.held_out is None else _moments(node, pairs, ctx.held_out)
-                recipe = self._rounded(node, recipe, fit, held)
-                recipe = fit_scales(ctx.model, recipe)
-                done.add(str(node.name))
-                ctx.progress.advance(1)
-        finally:
-            ctx.progress.finish()
+        for node, done in each(layers_of(ctx.model, recipe), ctx, self.name):
+            pairs = Pairs(node, recipe, ctx, Wanted.of(node, recipe, done))
+            fit = _moments(node, pairs, data)
+            held = None if ctx.held_out is None else _moments(node, pairs, ctx.held_out)
+            recipe = fit_scales(ctx.model, self._rounded(node, recipe, fit, held))
         return recipe
 
     def _rounded(

@@ -65,6 +65,19 @@ def layers_of(model: ir.Model, recipe: Recipe) -> list[ir.Node]:
     ]
 
 
+def each(layers: list[ir.Node], ctx: Context, method: str) -> Iterator[tuple[ir.Node, set[str]]]:
+    """Layers one after the other, each with the names of those before it, with progress shown."""
+    done: set[str] = set()
+    ctx.progress.start(method, len(layers))
+    try:
+        for node in layers:
+            yield node, done
+            done.add(str(node.name))
+            ctx.progress.advance(1)
+    finally:
+        ctx.progress.finish()
+
+
 def free_bias(node: ir.Node) -> ir.Value | None:
     """The bias of a layer, if it has one to itself."""
     bias = bias_of(node)
