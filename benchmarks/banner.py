@@ -49,6 +49,7 @@ SIMULATED = {
 DEPLOYED = {
     "naive": "minmax,weights-minmax",
     "ACIQ": "aciq,weights-minmax",
+    "ACIQ by channel": "aciq{per_channel=true},weights-minmax",
     "search of weight scales": "minmax,weights-mse",
     "allocation of weights": "minmax,allocate-bits",
     "bias correction": "minmax,weights-minmax,bias-correction",
@@ -56,7 +57,7 @@ DEPLOYED = {
     "bias correction, both": "minmax,weights-minmax,bias-correction{kind=weights},bias-correction",
     "all": "aciq,allocate-bits,bias-correction{kind=weights},bias-correction",
 }
-OF_ACTIVATIONS = ("ACIQ", "allocation of activations")
+OF_ACTIVATIONS = ("ACIQ", "ACIQ by channel", "allocation of activations")
 OF_WEIGHTS = (
     "search of weight scales",
     "allocation of weights",

@@ -1,12 +1,11 @@
 """equalize: channels scaled so that none is coarse because another one is large."""
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
-from onnxptq.calibrate.progress import Progress, Quiet
 from onnxptq.calibrate.stats import ChannelStats
 from onnxptq.errors import SpecError
 from onnxptq.methods.balance import (
@@ -17,29 +16,23 @@ from onnxptq.methods.balance import (
     factors,
     feels_columns,
     has_own_scales,
-    merged,
 )
-from onnxptq.methods.held_out import float_distance, output_db
 from onnxptq.methods.method import Context
-from onnxptq.methods.ready import ready
+from onnxptq.methods.trials import (
+    HELPS_DB,
+    Judge,
+    Plan,
+    Trial,
+    is_stored,
+    refuse_codes,
+    warn_of_lost_ranges,
+)
 from onnxptq.passes.edit import F64
-from onnxptq.quant import QParams
 from onnxptq.recipe import Recipe, Step
-from onnxptq.rewrite.regions import weight_of
 from onnxptq.rewrite.segments import Segment, find_segments
-
-FLOAT_TOLERANCE = 1e-4
-"""Of the largest output: float32 rounding in another order stays a hundred times below it."""
-
-HELPS_DB = 0.2
-"""A gain below this is as likely to be luck: any other rounding of all weights moves the output of
-ResNet-20 by as much."""
 
 MAX_CHAINS = 32
 """Up to so many chains are also tried one by one; each costs two passes over a few samples."""
-
-Plan = Mapping[str, tuple[F64, F64]]
-"""Scale and shift by the name of the segment."""
 
 
 @dataclass(frozen=True)
@@ -85,13 +78,9 @@ class Equalize:
             CalibrationError: There are no calibration data.
         """
         ctx.samples(self.name)
-        if recipe.codes or recipe.biases:
-            raise SpecError(
-                f"{self.name} changes the weights, for which codes or biases were chosen already: "
-                f"name it before the methods that round, as in {self.name},mse,weights-mse,gptq"
-            )
+        refuse_codes(self.name, recipe)
         found, reasons = find_segments(ctx.model)
-        segments = [segment for segment in found if _is_stored(segment, recipe)]
+        segments = [segment for segment in found if is_stored(segment, recipe)]
         if not segments:
             ctx.remark(f"{self.name}: no channels that could be scaled{_why(reasons)}")
             return recipe.with_step(Step(self.name, numbers={"chains": 0.0}))
@@ -100,7 +89,7 @@ class Equalize:
         one_by_one = len(groups) if 1 < len(groups) <= MAX_CHAINS else 0
         ctx.progress.start(self.name, 1 + len(plans) + one_by_one)
         try:
-            judge = _Judge.of(recipe, ctx, segments)
+            judge = Judge.of(recipe, ctx, segments, self)
             before = judge.trial({})
             after = _best(judge, before, plans, groups if one_by_one else [])
         finally:
@@ -111,14 +100,7 @@ class Equalize:
                 f"({before.db:.2f} dB on the samples held out); nothing is changed"
             )
         changed = judge.changed(recipe, after.plan)
-        void = [
-            name for name, t in recipe.tensors.items() if t.set_by != changed.tensors[name].set_by
-        ]
-        if void:
-            ctx.progress.warn(
-                f"{self.name}: {len(void)} tensors lose the ranges that were chosen before; "
-                f"name it first"
-            )
+        warn_of_lost_ranges(self.name, recipe, changed, ctx.progress)
         return changed.with_step(Step(self.name, numbers=_numbers(before, after, groups)))
 
     def _plans(self, recipe: Recipe, ctx: Context, segments: list[Segment]) -> list[Plan]:
@@ -151,71 +133,7 @@ class Equalize:
         return found
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Trial:
-    """A plan that was tried: what it says, and how near to float it came."""
-
-    plan: Plan
-    db: float
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Judge:
-    """Tries plans on the samples held out, against the recipe without any.
-
-    Attributes:
-        base: The recipe without a plan, with all ranges chosen.
-        ctx: The context of that recipe; it says nothing, since each trial would say it again.
-        segments: All segments by name.
-        progress: Told of each trial.
-    """
-
-    base: Recipe
-    ctx: Context
-    segments: Mapping[str, Segment]
-    progress: Progress
-
-    @classmethod
-    def of(cls, recipe: Recipe, ctx: Context, segments: Iterable[Segment]) -> "_Judge":
-        by_name = {segment.name: segment for segment in segments}
-        quiet = replace(ctx, progress=Quiet())
-        return cls(ready(recipe, quiet), quiet, by_name, ctx.progress)
-
-    def trial(self, plan: Plan) -> _Trial:
-        """How well a plan does."""
-        recipe = self.changed(self.base, plan)
-        ctx = self.ctx.following(recipe)
-        self.progress.advance(1)
-        return _Trial(plan, output_db(ready(recipe, ctx), ctx))
-
-    def keeps_float(self, plan: Plan) -> bool:
-        """Whether the float network still computes the same for the samples learned from."""
-        moved = self.ctx.following(self.changed(self.base, plan))
-        data = moved.samples(Equalize.name)
-        before, after = self.ctx.float_outputs(data), moved.float_outputs(data)
-        return float_distance(before, after) <= FLOAT_TOLERANCE
-
-    def changed(self, recipe: Recipe, plan: Plan) -> Recipe:
-        """The recipe with the channels of a plan, without the ranges that it makes void."""
-        stale: set[str] = set()
-        for name, (scale, shift) in plan.items():
-            segment = self.segments[name]
-            recipe = merged(recipe, segment, scale, shift)
-            stale |= {str(value.name) for value in segment.values}
-            for layer in (segment.maker, *(reader.layer for reader in segment.readers)):
-                stale |= {str(weight.name) for weight in [weight_of(layer)] if weight is not None}
-        tensors = dict(recipe.tensors)
-        for name in stale & tensors.keys():
-            params = tensors[name].params
-            channels = None if params.spec.axis is None else params.scale.size
-            unit = QParams.unit(params.spec, channels)
-            tensors[name] = replace(tensors[name], params=unit, set_by="")
-        return replace(recipe, tensors=tensors)
-
-
-def _best(
-    judge: _Judge, before: _Trial, plans: list[Plan], groups: list[tuple[str, ...]]
-) -> _Trial:
+def _best(judge: Judge, before: Trial, plans: list[Plan], groups: list[tuple[str, ...]]) -> Trial:
     """The best of no plan and the whole ones; of few chains, those that do harm are left out."""
     best, whole = before, before
     for plan in filter(judge.keeps_float, plans):
@@ -234,7 +152,7 @@ def _best(
     return best
 
 
-def _numbers(before: _Trial, after: _Trial, groups: list[tuple[str, ...]]) -> dict[str, float]:
+def _numbers(before: Trial, after: Trial, groups: list[tuple[str, ...]]) -> dict[str, float]:
     scaled = sum(any(name in after.plan for name in group) for group in groups)
     shifted = sum(int(np.count_nonzero(shift)) for _, shift in after.plan.values())
     return {
@@ -251,11 +169,6 @@ def _why(reasons: list[str]) -> str:
         return ""
     others = f"; and so for {len(reasons) - 1} more values" if len(reasons) > 1 else ""
     return f": {reasons[0]}{others}"
-
-
-def _is_stored(segment: Segment, recipe: Recipe) -> bool:
-    """Whether anything that scaling changes is stored as codes."""
-    return any(value.name in recipe.tensors for value in segment.values)
 
 
 def _measured(segments: list[Segment], ctx: Context) -> dict[str, ChannelStats]:

@@ -10,10 +10,11 @@ from onnxptq.rewrite.ceilings import fit_ceilings
 from onnxptq.rewrite.gates import fit_gates
 from onnxptq.rewrite.weights import fit_scales
 
+DEFAULTS: tuple[Method, Method] = (Mse(), WeightsMse())
+"""What chooses the ranges of activations and of weights, unless told otherwise."""
 
-def ready(
-    recipe: Recipe, ctx: Context, by: tuple[Method, Method] = (Mse(), WeightsMse())
-) -> Recipe:
+
+def ready(recipe: Recipe, ctx: Context, by: tuple[Method, Method] = DEFAULTS) -> Recipe:
     """The recipe with ranges for what is undecided, and scales that fit.
 
     Args:
