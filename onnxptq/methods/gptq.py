@@ -1,7 +1,7 @@
 """gptq: weights rounded together, so that each layer's output stays what it was in float."""
 
 from dataclasses import dataclass, replace
-from functools import reduce
+from functools import partial, reduce
 from operator import add
 from typing import ClassVar
 
@@ -11,15 +11,17 @@ import onnx_ir as ir
 
 from onnxptq.calibrate.source import Data
 from onnxptq.errors import SpecError
+from onnxptq.methods.held_out import output_db
 from onnxptq.methods.layerwise import Pairs, Wanted, each, free_bias, layers_of
 from onnxptq.methods.method import Context
 from onnxptq.methods.moments import Moments, from_rows, to_rows
 from onnxptq.methods.quadratic import Groups, Search, rounded
 from onnxptq.methods.ready import ready
+from onnxptq.methods.weight_zeros import WHOLE
 from onnxptq.ops.nodes import constant
-from onnxptq.quant import SMALLEST_SCALE
+from onnxptq.quant import F32, SMALLEST_SCALE
 from onnxptq.recipe import Recipe
-from onnxptq.rewrite.regions import weight_of
+from onnxptq.rewrite.regions import activation_inputs, weight_of
 from onnxptq.rewrite.weights import fit_scales
 from onnxptq.spec import to_text
 
@@ -93,23 +95,26 @@ class Gptq:
             pairs = Pairs(node, recipe, ctx, Wanted.of(node, recipe, done))
             fit = _moments(node, pairs, data)
             held = None if ctx.held_out is None else _moments(node, pairs, ctx.held_out)
-            recipe = fit_scales(ctx.model, self._rounded(node, recipe, fit, held))
+            fits = self._rounded(_Problem.of(node, recipe), fit, held)
+            tried = [_stored(node, recipe, found, to_text(self)) for found in fits]
+            tried = [fit_scales(ctx.model, found) for found in tried]
+            recipe = tried[0] if len(tried) == 1 else max(tried, key=partial(output_db, ctx=ctx))
         return recipe
 
-    def _rounded(
-        self, node: ir.Node, recipe: Recipe, moments: Moments, held: Moments | None
-    ) -> Recipe:
-        problem = _Problem.of(node, recipe)
+    def _rounded(self, problem: "_Problem", moments: Moments, held: Moments | None) -> "list[_Fit]":
+        """The layer rounded; of several results the network's outputs have to decide."""
         ridge = self.ridge
         if ridge is None and held is not None:
             ridge = problem.best_ridge(moments, held)
         fits = self._fits(problem, moments, ridge)
         judge = moments if held is None else held
         errors = [judge.error(fit.rows, fit.bias) for fit in fits]
-        if held is not None:
-            # What is worth doing is known now; the held-out samples help to do it.
-            fits = self._fits(problem, moments + held, ridge)
-        return _stored(node, recipe, _chosen(fits, errors[1] < errors[0]), to_text(self))
+        if held is None:
+            return [_chosen(fits, errors[1] < errors[0])]
+        # What is worth doing is known now; the held-out samples help to do it.
+        fits = self._fits(problem, moments + held, ridge)
+        found = _chosen(fits, errors[1] < errors[0])
+        return [found, problem.alone(found, moments + held)] if problem.coarse else [found]
 
     def _fits(self, problem: "_Problem", moments: Moments, ridge: float | None) -> "list[_Fit]":
         """All rows rounded to nearest, and together towards the target; with the best biases."""
@@ -128,14 +133,16 @@ class _Problem:
         rows: Real weights, [G, R, K].
         steps: Steps that the recipe has, [G, R].
         ends: First and last code, counted from the zero point, [G, R, 2].
-        has_bias: Whether a bias can be chosen.
+        given: The bias it has, [G, R]; None where none can be chosen.
+        coarse: Whether there is one, and the layer reads codes of few bits.
         free_steps: Whether each row has a step of its own.
     """
 
     rows: F64
     steps: F64
     ends: F64
-    has_bias: bool
+    given: F64 | None
+    coarse: bool
     free_steps: bool
 
     @classmethod
@@ -155,18 +162,31 @@ class _Problem:
             )
 
         ends = np.stack([of_rows(end - zero) for end in recipe.code_ends(name)], axis=2)
-        has_bias, free = free_bias(node) is not None, params.spec.axis is not None
-        return cls(rows, of_rows(params.scale), ends, has_bias, free)
+        given = _bias(node, recipe)
+        source = recipe.tensors[str(next(iter(activation_inputs(node))).name)]
+        coarse = given is not None and source.params.spec.bits < WHOLE
+        given = None if given is None else given.reshape(rows.shape[:2]).astype(np.float64)
+        return cls(rows, of_rows(params.scale), ends, given, coarse, params.spec.axis is not None)
 
     def groups(self, moments: Moments) -> Groups:
-        inputs, cross = moments.centred() if self.has_bias else moments.plain()
+        inputs, cross = moments.plain() if self.given is None else moments.centred()
         return Groups(self.rows, inputs, cross, self.steps, self.ends)
 
     def bias(self, rows: F64, moments: Moments) -> F64:
-        return moments.bias(rows) if self.has_bias else np.zeros(rows.shape[:2])
+        return np.zeros(rows.shape[:2]) if self.given is None else moments.bias(rows)
 
     def fit(self, codes: F64, steps: F64, moments: Moments) -> "_Fit":
         return _Fit(codes, steps, self.bias(codes * steps[..., None], moments))
+
+    def alone(self, fit: "_Fit", moments: Moments) -> "_Fit":
+        """The same with a bias that makes up for the weights, and leaves the inputs' error alone.
+
+        Where many inputs are clipped, their mean error is large and differs from sample to sample;
+        the network's outputs can be further from float with it taken out.
+        """
+        assert self.given is not None
+        mean = moments.input_sum / moments.count
+        return replace(fit, bias=self.given + np.einsum("grk,gk->gr", self.rows - fit.rows, mean))
 
     def best_ridge(self, moments: Moments, held: Moments) -> float | None:
         """The ridge whose target predicts the held-out outputs best; None for the real weights."""
@@ -179,6 +199,12 @@ class _Problem:
             if error < least:
                 best, least = ridge, error
         return best
+
+
+def _bias(node: ir.Node, recipe: Recipe) -> F32 | None:
+    """The bias that a layer has to itself, as the recipe has it."""
+    bias = free_bias(node)
+    return None if bias is None else recipe.biases.get(str(bias.name), constant(bias))
 
 
 def _moments(node: ir.Node, pairs: Pairs, data: Data) -> Moments:

@@ -12,6 +12,8 @@ from onnxptq.errors import CalibrationError, SpecError
 from onnxptq.methods import apply
 from onnxptq.methods.gptq import Gptq
 from onnxptq.methods.method import Context
+from onnxptq.methods.moments import Moments
+from onnxptq.ops.nodes import constant
 from onnxptq.pipeline import Quantized
 from onnxptq.recipe import Recipe
 from onnxptq.runtime.lint import lint
@@ -130,3 +132,47 @@ def test_without_data_it_says_what_is_missing() -> None:
 def test_options_out_of_range_are_refused(option: str) -> None:
     with pytest.raises(SpecError, match=f"gptq: {option} must be"):
         Gptq(**{option: -1})
+
+
+def heard(monkeypatch: pytest.MonkeyPatch, better: float) -> list[Recipe]:
+    """Let outputs seem better by so much each time they are judged; what was judged."""
+    seen: list[Recipe] = []
+
+    def output_db(recipe: Recipe, ctx: Context) -> float:
+        assert ctx.held_out is not None
+        seen.append(recipe)
+        return better * len(seen)
+
+    monkeypatch.setattr("onnxptq.methods.gptq.output_db", output_db)
+    return seen
+
+
+def test_outputs_decide_whether_biases_make_up_for_coarse_inputs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    options = {"keep_first_last": False}
+    asked = heard(monkeypatch, -1.0)
+    with_inputs = made("mse,weights-mse,gptq", "w8a3", **options).recipe
+    assert len(asked) == 2 * len(with_inputs.biases)
+    heard(monkeypatch, 1.0)
+    alone = made("mse,weights-mse,gptq", "w8a3", **options).recipe
+
+    model = from_text(RESIDUAL, np.random.default_rng(3), WEIGHTS)
+    first = next(node for node in model.graph if node.outputs[0].name == "a")
+    weight, bias = (constant(value) for value in first.inputs[1:] if value is not None)
+    assert weight is not None
+    assert bias is not None
+    codes = alone.tensors["x"].params.round_trip(images(48, 0))
+    seen = Moments.of(first, codes, np.zeros((48, 16, 10, 10), np.float32))
+    lost = weight - alone.tensors["w0"].params.dequantize(alone.codes["w0"])
+    expected = bias + lost.reshape(16, -1) @ (seen.input_sum[0] / seen.count)
+    np.testing.assert_allclose(alone.biases["b0"], expected, atol=1e-5)
+    assert np.abs(with_inputs.biases["b0"] - expected).max() > 1e-3
+
+
+def test_with_inputs_of_8_bits_nothing_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = heard(monkeypatch, 1.0)
+
+    made("mse,weights-mse,gptq", "w4a8")
+
+    assert asked == []
