@@ -165,8 +165,10 @@ def main() -> None:
     )
     targets = verdicts(results)
     common.show("targets", targets)
-    whole = set(options.networks) == set(NETWORKS)
-    name = "accuracy" if whole else f"accuracy-{'-'.join(options.networks)}"
+    # A part has a file of its own, so that it replaces no more than it measured.
+    asked = ((options.networks, NETWORKS), (options.bits, WIDTHS))
+    parts = [name for some, every in asked if set(some) != set(every) for name in some]
+    name = "-".join(["accuracy", *parts])
     common.write_results(name, {**results, "targets": targets}, options.out)
 
 

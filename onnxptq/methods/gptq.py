@@ -134,7 +134,7 @@ class _Problem:
         steps: Steps that the recipe has, [G, R].
         ends: First and last code, counted from the zero point, [G, R, 2].
         given: The bias it has, [G, R]; None where none can be chosen.
-        coarse: Whether there is one, and the layer reads codes of few bits.
+        coarse: Whether there is one, and the layer has weights or inputs of few bits.
         free_steps: Whether each row has a step of its own.
     """
 
@@ -164,7 +164,8 @@ class _Problem:
         ends = np.stack([of_rows(end - zero) for end in recipe.code_ends(name)], axis=2)
         given = _bias(node, recipe)
         source = recipe.tensors[str(next(iter(activation_inputs(node))).name)]
-        coarse = given is not None and source.params.spec.bits < WHOLE
+        bits = min(params.spec.bits, source.params.spec.bits)
+        coarse = given is not None and bits < WHOLE
         given = None if given is None else given.reshape(rows.shape[:2]).astype(np.float64)
         return cls(rows, of_rows(params.scale), ends, given, coarse, params.spec.axis is not None)
 

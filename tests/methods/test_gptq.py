@@ -170,9 +170,9 @@ def test_outputs_decide_whether_biases_make_up_for_coarse_inputs(
     assert np.abs(with_inputs.biases["b0"] - expected).max() > 1e-3
 
 
-def test_with_inputs_of_8_bits_nothing_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_at_8_bits_nothing_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = heard(monkeypatch, 1.0)
 
-    made("mse,weights-mse,gptq", "w4a8")
+    made("mse,weights-mse,gptq", "w8a8")
 
     assert asked == []
