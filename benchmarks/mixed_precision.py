@@ -5,6 +5,8 @@
 The budget is the file of equal 4-bit or 3-bit weights. Widths are chosen once, with activations of
 8 bits, and used with those of 4 bits too. Then the rank correlation (Spearman) of what each form
 calls the harm of a layer with what it costs on evaluation images to narrow only that layer.
+
+Mixed widths also have zero points adjusted, as in Chen 2023; clipping and rounding are the same.
 """
 
 import argparse
@@ -36,6 +38,8 @@ FORMS = {
     "C greedy": "form=greedy",
 }
 ROUNDINGS = {"nearest": "mse,{}weights-mse", "gptq": "mse,{}weights-mse,gptq"}
+ADJUSTED = {"nearest": "mse,{}weights-mse,zero-point", "gptq": "mse,{}weights-mse,zero-point,gptq"}
+"""The same with zero points, for mixed widths."""
 NETWORKS = {"resnet20": resnet20, "efficientnet_lite0": efficientnet}
 PROBE = 3
 """Bits at which single layers are narrowed."""
@@ -93,7 +97,7 @@ class Bench:
 
     def budget(self, rounding: str, bits: int) -> list[Row]:
         """One budget: equal widths, then each form, with wide and with narrow activations."""
-        plain = ROUNDINGS[rounding].format("")
+        plain, adjusted = (methods[rounding].format("") for methods in (ROUNDINGS, ADJUSTED))
         equal: dict[int, Row] = {}
         found: list[Row] = []
         for wide in self.options.activations:
@@ -102,14 +106,14 @@ class Bench:
             found.append(equal[wide])
         for form in self.options.forms:
             common.progress(f"{self.network.name}: {rounding}, {bits} bits, {form}")
-            method = ROUNDINGS[rounding].format(f"ofm-similarity{{{FORMS[form]}}},")
+            method = ADJUSTED[rounding].format(f"ofm-similarity{{{FORMS[form]}}},")
             most = {"max_bytes": equal[self.options.activations[0]]["bytes"]}
             pareto = self.pareto(form, rounding)
             recipe, row = self.made(method, "w8a8", pareto=pareto, **most)
             for wide in self.options.activations:
                 named = [f"{t.value}=w{t.params.spec.bits}" for t in recipe.weights()]
                 if wide != 8:
-                    _, row = self.made(plain, f"w8a{wide}", layer_bits=named)
+                    _, row = self.made(adjusted, f"w8a{wide}", layer_bits=named)
                 gain = 100 * (row["top1"] - equal[wide]["top1"])
                 widths = {t.value: t.params.spec.bits for t in recipe.weights()}
                 extra = {"gain": gain, "more bytes": row["bytes"] - equal[wide]["bytes"]}
