@@ -1,7 +1,7 @@
 """gptq: weights rounded together, so that each layer's output stays what it was in float."""
 
 from dataclasses import dataclass, replace
-from functools import partial, reduce
+from functools import reduce
 from operator import add
 from typing import ClassVar
 
@@ -26,6 +26,9 @@ from onnxptq.rewrite.weights import fit_scales
 from onnxptq.spec import to_text
 
 F64 = npt.NDArray[np.float64]
+
+HELPS_DB = 0.1
+"""A smaller gain of one layer's other bias is as likely to be luck."""
 
 RIDGES = (1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0, 10.0)
 """Tried where samples are held out; without any, the real weights are what is rounded."""
@@ -98,7 +101,7 @@ class Gptq:
             fits = self._rounded(_Problem.of(node, recipe), fit, held)
             tried = [_stored(node, recipe, found, to_text(self)) for found in fits]
             tried = [fit_scales(ctx.model, found) for found in tried]
-            recipe = tried[0] if len(tried) == 1 else max(tried, key=partial(output_db, ctx=ctx))
+            recipe = tried[0] if len(tried) == 1 else _better(tried[0], tried[1], ctx)
         return recipe
 
     def _rounded(self, problem: "_Problem", moments: Moments, held: Moments | None) -> "list[_Fit]":
@@ -200,6 +203,12 @@ class _Problem:
             if error < least:
                 best, least = ridge, error
         return best
+
+
+def _better(usual: Recipe, other: Recipe, ctx: Context) -> Recipe:
+    """The other recipe where it brings the network's outputs clearly nearer to float."""
+    usual_db, other_db = (output_db(recipe, ctx) for recipe in (usual, other))
+    return other if other_db > usual_db + HELPS_DB else usual
 
 
 def _bias(node: ir.Node, recipe: Recipe) -> F32 | None:
