@@ -68,8 +68,8 @@ class Aciq:
             least squared error on the histogram.
         constants: "exact": optima of the codes as they are; "published": the paper's, which take
             rounding for uniform noise and cost up to 4 % more error at 2 bits behind a Relu.
-        per_channel: Whether channels may have clips of their own, by Laplace's law where clip is
-            "best".
+        per_channel: Whether channels may have clips of their own, by the exact constants, and by
+            Laplace's law where clip is "best".
 
     Source:
         Banner et al. 2018 (arXiv:1810.05723), section 3; placement and the choice among laws as in
