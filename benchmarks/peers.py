@@ -356,7 +356,9 @@ def main() -> None:
     rows = [row for found in done.values() for row in found]
     judged = verdicts(rows)
     common.show("ours against the best peer", judged)
-    common.write_results("peers", {"rows": rows, "verdicts": judged}, options.out)
+    parts = options.networks if set(options.networks) != set(NETWORKS) else []
+    name = "-".join(["peers", *parts])
+    common.write_results(name, {"rows": rows, "verdicts": judged}, options.out)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 No runtime executes this in integers; it shows what per-channel activations would be worth.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from onnxptq.calibrate.source import Data
 from onnxptq.calibrate.taps import FloatTaps
 from onnxptq.methods import clip_constants
 from onnxptq.methods.allocation import by_bins
+from onnxptq.methods.clip_constants import Prior
 from onnxptq.methods.weights import channel_rows, weight_array
 from onnxptq.recipe import Recipe, Role
 from onnxptq.rewrite.clamps import clamp_of
@@ -44,10 +45,14 @@ class Spreads:
 
     @classmethod
     def of(cls, x: Array) -> "Spreads":
-        rows = np.moveaxis(x, 1, 0).reshape(x.shape[1], -1).astype(np.float64)
+        rows = by_channel(x)
         mean = rows.mean(axis=1)
         deviation = np.abs(rows - mean[:, None]).mean(axis=1)
         return cls(rows.min(axis=1), rows.max(axis=1), mean, deviation, rows.std(axis=1, ddof=1))
+
+    def unit(self, law: Prior) -> F64:
+        """What the clip constants of a law are multiples of."""
+        return self.deviation if law == "laplace" else self.sigma
 
     @classmethod
     def over(cls, batches: Iterable["Spreads"]) -> "Spreads":
@@ -78,17 +83,39 @@ class Grid:
         zero = np.clip(np.rint(-lo / scale), 0.0, last)
         return cls(scale, -zero, last - zero)
 
+    @classmethod
+    def picked(cls, grids: Sequence["Grid"], places: Array) -> "Grid":
+        """Of each channel the grid with the number that `places` has for it."""
+        channels = np.arange(places.size)
+        parts = [np.stack(part)[places, channels] for part in zip(*map(_parts, grids), strict=True)]
+        return cls(parts[0], parts[1], parts[2])
+
     def rounded(self, rows: F64) -> F64:
         """Rows [C, K] on the grid."""
         codes = np.rint(rows / self.scale[:, None])
         return np.clip(codes, self.low[:, None], self.high[:, None]) * self.scale[:, None]
 
 
+def _parts(grid: Grid) -> tuple[F64, F64, F64]:
+    return grid.scale, grid.low, grid.high
+
+
+def by_channel(x: Array) -> F64:
+    """[N, C, ...] as [C, all else]."""
+    return np.moveaxis(x, 1, 0).reshape(x.shape[1], -1).astype(np.float64)
+
+
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """Which parts of the paper are on; none of them is its naive baseline."""
+    """Which parts of the paper are on; none of them is its naive baseline.
+
+    Attributes:
+        aciq: Each channel of an activation is clipped where Laplace's law says, as in the paper.
+        best: That, or where Gauss's law says, or nowhere, by the error of the calibration data.
+    """
 
     aciq: bool = False
+    best: bool = False
     allocate_activations: bool = False
     allocate_weights: bool = False
     correct_bias: bool = False
@@ -141,24 +168,57 @@ def _sources(model: ir.Model, recipe: Recipe) -> dict[str, str]:
     return found
 
 
-def activation_grid(measured: Measured, name: str, bits: int, arm: Arm) -> Grid:
-    """The grid of each channel of a value."""
+def activation_grids(
+    model: ir.Model, recipe: Recipe, measured: Measured, data: Data, arm: Arm
+) -> dict[str, Grid]:
+    """The grid of each channel of all values that are rounded."""
+    candidates = {
+        name: _candidates(measured, name, recipe.tensors[name].params.spec.bits, arm)
+        for name in measured.after
+    }
+    open_ = {name: grids for name, grids in candidates.items() if len(grids) > 1}
+    return {name: grids[0] for name, grids in candidates.items()} | _nearest(model, data, open_)
+
+
+def _candidates(measured: Measured, name: str, bits: int, arm: Arm) -> list[Grid]:
+    """Grids that an arm may choose from for a value."""
     after, before = measured.after[name], measured.before.get(name)
     widths = np.full(after.low.shape, bits)
     if arm.allocate_activations and bits <= ALLOCATED_UP_TO:
         widths = by_bins(after.sigma, bits, WIDTHS)
-    if not arm.aciq or bits == 8:
-        return Grid.between(after.low, after.high, widths)
+    whole = Grid.between(after.low, after.high, widths)
+    if not (arm.aciq or arm.best) or bits == 8:
+        return [whole]
+    laplace = _clipped(after, before, widths, "laplace")
+    return [laplace, _clipped(after, before, widths, "gauss"), whole] if arm.best else [laplace]
+
+
+def _clipped(after: Spreads, before: Spreads | None, widths: Array, law: Prior) -> Grid:
+    """Grids that end where a law says, by the paper's constants."""
     one_sided = before is not None
-    constant = np.array(
-        [clip_constants.published("laplace", int(width) + one_sided) for width in widths]
-    )
+    constant = np.array([clip_constants.published(law, int(bits) + one_sided) for bits in widths])
     if before is not None:
-        hi = np.maximum(before.mean, 0.0) + constant * before.deviation
+        hi = np.maximum(before.mean, 0.0) + constant * before.unit(law)
         return Grid.between(np.zeros_like(hi), np.minimum(hi, after.high), widths)
-    half = constant * after.deviation
+    half = constant * after.unit(law)
     lo = np.maximum(after.low, after.mean - half)
     return Grid.between(lo, np.minimum(lo + 2 * half, after.high), widths)
+
+
+def _nearest(model: ir.Model, data: Data, candidates: Mapping[str, list[Grid]]) -> dict[str, Grid]:
+    """Of the grids of each value, channel by channel, that of least squared error on the data."""
+    names = sorted(candidates)
+    errors = {
+        name: np.zeros((len(candidates[name]), candidates[name][0].scale.size)) for name in names
+    }
+    for start in range(0, len(names), PER_PASS):
+        part = names[start : start + PER_PASS]
+        for values in FloatTaps(model, part).values(data):
+            for name in part:
+                rows = by_channel(values[name])
+                for place, grid in enumerate(candidates[name]):
+                    errors[name][place] += np.square(grid.rounded(rows) - rows).sum(axis=1)
+    return {name: Grid.picked(candidates[name], errors[name].argmin(axis=0)) for name in names}
 
 
 def rounded_weight(array: Array, axis: int | None, bits: int, arm: Arm) -> Array:
@@ -175,7 +235,7 @@ def rounded_weight(array: Array, axis: int | None, bits: int, arm: Arm) -> Array
     return np.moveaxis(found.reshape(moved.shape), 0, axis or 0).astype(np.float32)
 
 
-def simulated(model: ir.Model, recipe: Recipe, measured: Measured, arm: Arm) -> ir.Model:
+def simulated(model: ir.Model, recipe: Recipe, grids: Mapping[str, Grid], arm: Arm) -> ir.Model:
     """The float model with rounded weights, and nodes that round each channel of activations."""
     written = model.clone()
     for tensor in recipe.weights():
@@ -187,9 +247,8 @@ def simulated(model: ir.Model, recipe: Recipe, measured: Measured, arm: Arm) -> 
         )
     values = {value.name: value for node in written.graph for value in node.outputs}
     values |= {value.name: value for value in written.graph.inputs}
-    for name in measured.after:
-        bits = recipe.tensors[name].params.spec.bits
-        _insert(written.graph, values[name], activation_grid(measured, name, bits, arm))
+    for name, grid in grids.items():
+        _insert(written.graph, values[name], grid)
     return written
 
 
