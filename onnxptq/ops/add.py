@@ -8,6 +8,7 @@ ADD = Op(
     since=7,
     rule=QuantRule(activations=None),
     fusion=Fusion.QLINEAR,
+    gradient="functions:add",
     lowerings={"QLinearAdd": pairs.qlinear_add},
     cases=(
         Case((2, 3, 4, 5), {}, {1: (2, 3, 4, 5)}),

@@ -20,6 +20,7 @@ AVERAGE_POOL = Op(
     since=7,
     rule=QuantRule(),
     fusion=Fusion.QLINEAR,
+    gradient="functions:average_pool",
     refuse=_refuse,
     lowerings={"QLinearAveragePool": pools.average_pool},
     cases=(

@@ -21,6 +21,7 @@ CLIP = Op(
     since=11,
     rule=QuantRule(tied=True),
     fusion=Fusion.ON_CODES,
+    gradient="functions:clip",
     refuse=_refuse,
     lowerings={"Clip": pairs.clip_codes},
     cases=(Case((1, 3, 5, 5), {}, {1: np.float32(-0.5), 2: np.float32(0.75)}),),

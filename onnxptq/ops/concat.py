@@ -8,6 +8,7 @@ CONCAT = Op(
     since=4,
     rule=QuantRule(activations=None),
     fusion=Fusion.QLINEAR,
+    gradient="moves:concat",
     lowerings={"QLinearConcat": pools.qlinear_concat, "Concat": pools.concat_codes},
     cases=(Case((1, 3, 4, 4), {"axis": 1}, {1: (1, 2, 4, 4)}),),
 )

@@ -20,6 +20,7 @@ CONV = Op(
     since=1,
     rule=QuantRule(weight=1, bias=2, weight_axis=lambda _: 0, matmul=True),
     fusion=Fusion.QLINEAR,
+    gradient="functions:conv",
     refuse=_refuse,
     lowerings={"QLinearConv": products.qlinear_conv, "ConvInteger": products.conv_integer},
     cases=(

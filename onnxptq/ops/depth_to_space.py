@@ -8,6 +8,7 @@ DEPTH_TO_SPACE = Op(
     since=1,
     rule=QuantRule(tied=True),
     fusion=Fusion.CODES,
+    gradient="moves:depth_to_space",
     lowerings={"DepthToSpace": moves.depth_to_space},
     cases=(Case((1, 8, 3, 3), {"blocksize": 2}),),
 )

@@ -10,6 +10,7 @@ GATHER = Op(
     since=1,
     rule=QuantRule(tied=True),
     fusion=Fusion.CODES,
+    gradient="moves:gather",
     lowerings={"Gather": moves.gather},
     cases=(Case((4, 3, 5), {"axis": 1}, {1: np.array([2, 0], np.int64)}),),
 )

@@ -39,6 +39,7 @@ GEMM = Op(
     since=7,
     rule=QuantRule(weight=1, bias=2, weight_axis=weight_axis, matmul=True),
     fusion=Fusion.QLINEAR,
+    gradient="functions:gemm",
     refuse=_refuse,
     lowerings={"QGemm": products.qgemm},
     cases=(

@@ -8,6 +8,7 @@ GLOBAL_AVERAGE_POOL = Op(
     since=1,
     rule=QuantRule(),
     fusion=Fusion.QLINEAR,
+    gradient="functions:global_average_pool",
     lowerings={"QLinearGlobalAveragePool": pools.global_average_pool},
     cases=(Case((2, 6, 5, 7)),),
 )

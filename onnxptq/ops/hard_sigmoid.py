@@ -24,6 +24,7 @@ HARD_SIGMOID = Op(
     since=6,
     rule=QuantRule(),
     fusion=Fusion.ON_CODES,
+    gradient="functions:hard_sigmoid",
     refuse=_refuse,
     cases=(Case((1, 3, 5, 5), {"alpha": 1 / 6, "beta": 0.5}), Case((2, 8, 4, 4))),
 )

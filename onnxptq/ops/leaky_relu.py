@@ -8,6 +8,7 @@ LEAKY_RELU = Op(
     since=6,
     rule=QuantRule(),
     fusion=Fusion.QLINEAR,
+    gradient="functions:leaky_relu",
     lowerings={"QLinearLeakyRelu": pools.table},
     cases=(Case((1, 3, 5, 5), {"alpha": 0.1}),),
 )

@@ -26,6 +26,7 @@ MAT_MUL = Op(
     since=1,
     rule=QuantRule(activations=(0, 1), weight=1, weight_axis=weight_axis, matmul=True),
     fusion=Fusion.QLINEAR,
+    gradient="functions:mat_mul",
     refuse=_refuse,
     lowerings={
         "QLinearMatMul": products.qlinear_matmul,

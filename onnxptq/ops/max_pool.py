@@ -18,6 +18,7 @@ MAX_POOL = Op(
     since=12,
     rule=QuantRule(tied=True),
     fusion=Fusion.CODES,
+    gradient="functions:max_pool",
     refuse=_refuse,
     lowerings={"MaxPool": pools.max_pool, "NhwcMaxPool": pools.max_pool},
     cases=(

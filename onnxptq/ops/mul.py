@@ -8,6 +8,7 @@ MUL = Op(
     since=7,
     rule=QuantRule(activations=None),
     fusion=Fusion.QLINEAR,
+    gradient="functions:mul",
     lowerings={"QLinearMul": pairs.qlinear_mul},
     cases=(
         Case((2, 3, 4, 5), {}, {1: (2, 3, 4, 5)}),

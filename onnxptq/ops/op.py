@@ -79,6 +79,8 @@ class Op:
         refuse: Reason why this particular node stays in float, or None if it can be integer.
         lowerings: Nodes that onnxruntime fuses the operator into, by type, and how each becomes
             integer instructions.
+        gradient: "file:function" in methods/reconstruction, what it computes as a differentiable
+            torch function; None where there is none.
     """
 
     type: str
@@ -88,3 +90,4 @@ class Op:
     cases: tuple[Case, ...] = ()
     refuse: Callable[[ir.Node], str | None] = _always
     lowerings: Mapping[str, "Lower"] = field(default_factory=dict[str, "Lower"])
+    gradient: str | None = None

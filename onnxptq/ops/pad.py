@@ -20,6 +20,7 @@ PAD = Op(
     since=11,
     rule=QuantRule(tied=True),
     fusion=Fusion.ON_CODES,
+    gradient="moves:pad",
     refuse=_refuse,
     lowerings={"Pad": moves.pad},
     cases=(

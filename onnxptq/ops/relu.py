@@ -8,6 +8,7 @@ RELU = Op(
     since=6,
     rule=QuantRule(tied=True),
     fusion=Fusion.ON_CODES,
+    gradient="functions:relu",
     lowerings={"Relu": pairs.relu_codes},
     cases=(Case((1, 3, 5, 5)),),
 )

@@ -25,6 +25,7 @@ RESIZE = Op(
     since=11,
     rule=QuantRule(tied=True),
     fusion=Fusion.CODES,
+    gradient="moves:resize",
     refuse=_refuse,
     lowerings={"Resize": moves.resize},
     cases=(

@@ -8,6 +8,7 @@ SIGMOID = Op(
     since=6,
     rule=QuantRule(),
     fusion=Fusion.QLINEAR,
+    gradient="functions:sigmoid",
     lowerings={"QLinearSigmoid": pools.table},
     cases=(Case((1, 3, 5, 5)),),
 )

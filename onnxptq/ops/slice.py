@@ -10,6 +10,7 @@ SLICE = Op(
     since=10,
     rule=QuantRule(tied=True),
     fusion=Fusion.CODES,
+    gradient="moves:cut",
     lowerings={"Slice": moves.plain("slice", "starts", "ends", "axes")},
     cases=(
         Case(

@@ -8,6 +8,7 @@ SOFTMAX = Op(
     since=1,
     rule=QuantRule(),
     fusion=Fusion.QLINEAR,
+    gradient="functions:softmax",
     lowerings={"QLinearSoftmax": pools.softmax},
     cases=(Case((2, 10), {"axis": -1}),),
 )

@@ -8,6 +8,7 @@ SPLIT = Op(
     since=13,
     rule=QuantRule(tied=True),
     fusion=Fusion.CODES,
+    gradient="moves:split",
     lowerings={"Split": moves.plain("split", "split", axis=0)},
     cases=(Case((2, 6, 4), {"axis": 1, "num_outputs": 2}, outputs=2),),
 )

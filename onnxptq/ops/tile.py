@@ -10,6 +10,7 @@ TILE = Op(
     since=6,
     rule=QuantRule(tied=True),
     fusion=Fusion.CODES,
+    gradient="moves:tile",
     lowerings={"Tile": moves.plain("tile")},
     cases=(Case((2, 3), {}, {1: np.array([2, 2], np.int64)}),),
 )

@@ -10,6 +10,7 @@ UNSQUEEZE = Op(
     since=13,
     rule=QuantRule(tied=True),
     fusion=Fusion.CODES,
+    gradient="moves:unsqueeze",
     lowerings={"Unsqueeze": moves.plain("unsqueeze", "axes")},
     cases=(Case((2, 3), {}, {1: np.array([2, 3], np.int64)}),),
 )

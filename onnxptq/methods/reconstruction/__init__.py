@@ -1,0 +1,1 @@
+"""Methods that need gradients. Only here and in export/ is torch imported."""
