@@ -195,7 +195,10 @@ StorageFlag = Annotated[
 ]
 Stats = Annotated[
     Path | None,
-    typer.Option(metavar="F", help="Keep calibration here: an interrupted run goes on from it."),
+    typer.Option(
+        metavar="F",
+        help="Keep calibration here, and what long methods did: an interrupted run goes on.",
+    ),
 ]
 Jobs = Annotated[
     int, typer.Option(metavar="N", min=1, help="Threads for statistics and range searches.")

@@ -17,6 +17,7 @@ from onnxptq.calibrate.source import Data, split
 from onnxptq.calibrate.taps import BATCH
 from onnxptq.errors import CalibrationError, ModelError, SpecError
 from onnxptq.graph import io
+from onnxptq.methods.kept import Folder, Nothing
 from onnxptq.methods.method import Context
 from onnxptq.methods.ofm_similarity import OfmSimilarity
 from onnxptq.methods.pareto import pareto, to_json
@@ -88,6 +89,7 @@ def quantize(
     source = _load(model)
     prepared = passes.prepare(source)
     samples: Data | None = None
+    work = Work(source, prepared, settings, progress)
     if settings.recipe is not None:
         recipe = Recipe.load(settings.recipe)
         for name in settings.ignored():
@@ -97,8 +99,9 @@ def quantize(
         if recipe.activations():
             feeds = _open(source, prepared.model, data, settings)
             samples = feeds.take(settings.report_samples) if settings.report_samples else None
-            recipe = _decide(Work(source, prepared, settings, progress), recipe, feeds)
-    quantized = Work(source, prepared, settings, progress).write(recipe)
+            recipe = _decide(work, recipe, feeds)
+    work.kept().clear()
+    quantized = work.write(recipe)
     batches = samples.batches(1) if samples else ()
     moved = with_channels(prepared.model, recipe)
     rows = layer_rows(moved, quantized, recipe, batches)
@@ -116,6 +119,11 @@ class Work:
     prepared: passes.Prepared
     settings: Settings
     progress: Progress
+
+    def kept(self) -> Folder | Nothing:
+        """Where long methods put their work by: beside the statistics, if those are kept."""
+        stats = self.settings.stats
+        return Nothing() if stats is None else Folder(stats.with_name(f"{stats.name}.kept"))
 
     def write(self, recipe: Recipe) -> ir.Model:
         """The model that will be saved."""
@@ -146,6 +154,7 @@ def _decide(work: Work, recipe: Recipe, feeds: Data) -> Recipe:
         measure=Remeasure(feeds, collecting),
         fixed=fixed_weights(model, recipe, settings.placing()),
         write=work.write,
+        kept=work.kept(),
         latency_ms=None if batches is None else LayerTimes(work.write, _one_sample(batches)),
     )
     decided = _within_bytes(work, recipe, context)

@@ -221,6 +221,11 @@ def _step_to_dict(step: Step) -> dict[str, Any]:
     return {"method": step.method, "seed": step.seed, "numbers": dict(sorted(step.numbers.items()))}
 
 
+def alike(first: TensorQuant, second: TensorQuant) -> bool:
+    """Whether two decisions are the same, number by number."""
+    return first is second or _tensor_to_dict(first) == _tensor_to_dict(second)
+
+
 def describe(tensor: TensorQuant) -> dict[str, Any]:
     """A decision but for its scale and zero point, which a QDQ file holds as tensors."""
     spec = tensor.params.spec

@@ -43,7 +43,8 @@ class Settings:
         pareto: File for what other budgets would give: JSON, and beside it a plot, .svg.
         samples: How many calibration samples; None for all.
         batch_size: Samples fed at a time; None for as many as keep memory small.
-        stats: File that keeps the statistics, so that an interrupted run goes on where it was.
+        stats: File that keeps the statistics, and beside it what long methods have done, so that an
+            interrupted run goes on where it was.
         report_samples: Samples on which the layers are compared; 0 for no comparison.
         jobs: Threads that fold statistics and search ranges.
         seed: For methods that draw random numbers.

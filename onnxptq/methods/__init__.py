@@ -19,7 +19,7 @@ from onnxptq.methods.percentile import Percentile
 from onnxptq.methods.provable_scales import ProvableScales
 from onnxptq.methods.weights import WeightsAsymmetric, WeightsMinMax, WeightsMse
 from onnxptq.methods.zero_point import ZeroPoint
-from onnxptq.recipe import Recipe, Step
+from onnxptq.recipe import Recipe, Step, alike
 from onnxptq.spec import parse, to_text
 
 METHODS: dict[str, type[Any]] = {
@@ -111,18 +111,31 @@ def apply(recipe: Recipe, methods: str, ctx: Context) -> Recipe:
     wanted = parse_methods(methods)
     gains = Gains(recipe, ctx)
     for position, method in enumerate(wanted, 1):
-        begun = time.perf_counter()
-        ctx = ctx.following(recipe)
-        decided = method.apply(recipe, replace(ctx, later=wanted[position:]))
-        changed = sum(decided.tensors[name] is not recipe.tensors[name] for name in recipe.tensors)
-        numbers = {"tensors": float(changed)}
-        for step in decided.steps[len(recipe.steps) :]:
-            numbers |= step.numbers
-        seconds = time.perf_counter() - begun
-        numbers |= gains.after(decided, ctx)
-        step = Step(to_text(method), ctx.seed, seconds, numbers)
-        recipe = replace(decided, steps=(*recipe.steps, step))
+        ctx = replace(ctx.following(recipe), later=wanted[position:])
+        key = ctx.key(recipe, to_text(method)) if getattr(method, "runs_model", False) else None
+        kept = None if key is None else ctx.kept.load(key)
+        if kept is not None:
+            recipe = Recipe.from_json(kept)
+            gains.resume(recipe)
+            continue
+        recipe = _applied(method, recipe, ctx, gains)
+        if key is not None and not ctx.memo:
+            ctx.kept.save(key, recipe.to_json())
     return recipe
+
+
+def _applied(method: Method, recipe: Recipe, ctx: Context, gains: Gains) -> Recipe:
+    """The recipe with one method's decisions and its Step."""
+    begun = time.perf_counter()
+    decided = method.apply(recipe, ctx)
+    changed = sum(not alike(decided.tensors[name], recipe.tensors[name]) for name in recipe.tensors)
+    numbers = {"tensors": float(changed)}
+    for step in decided.steps[len(recipe.steps) :]:
+        numbers |= step.numbers
+    seconds = time.perf_counter() - begun
+    numbers |= gains.after(decided, ctx)
+    step = Step(to_text(method), ctx.seed, seconds, numbers)
+    return replace(decided, steps=(*recipe.steps, step))
 
 
 def apply_defaults(recipe: Recipe, ctx: Context) -> Recipe:

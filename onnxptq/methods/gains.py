@@ -10,6 +10,8 @@ from onnxptq.methods.ready import ready
 from onnxptq.methods.weights import WeightsMinMax
 from onnxptq.recipe import Recipe
 
+HELD_OUT_DB = "held_out_db"
+
 
 class Gains:
     """Follows the outputs' signal to noise on the held-out samples from method to method.
@@ -32,11 +34,16 @@ class Gains:
         if db is None or self._db is None:
             return {}
         gain, self._db = db - self._db, db
-        return {"held_out_db": round(db, 2), "gain_db": round(gain, 2)}
+        return {HELD_OUT_DB: db, "gain_db": round(gain, 2)}
+
+    def resume(self, recipe: Recipe) -> None:
+        """Go on behind a method whose recipe, with the numbers of its step, was kept."""
+        self._db = recipe.steps[-1].numbers.get(HELD_OUT_DB)
 
 
 def _held_out_db(recipe: Recipe, ctx: Context) -> float | None:
     if ctx.held_out is None:
         return None
     ctx = replace(ctx, progress=Quiet()).following(recipe)
-    return output_db(ready(recipe, ctx, (MinMax(), WeightsMinMax())), ctx)
+    # Rounded here, so that gains are the same whether a recipe was just made or kept.
+    return round(output_db(ready(recipe, ctx, (MinMax(), WeightsMinMax())), ctx), 2)

@@ -1,5 +1,7 @@
 """Method: a pure function from recipe to recipe, a frozen dataclass; Context: all it may see."""
 
+import hashlib
+import importlib.metadata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Protocol
@@ -15,11 +17,13 @@ from onnxptq.calibrate.run import CollectOptions
 from onnxptq.calibrate.stats import TensorStats
 from onnxptq.calibrate.taps import CodedTaps, FloatTaps
 from onnxptq.errors import CalibrationError
+from onnxptq.methods.kept import Kept, Nothing
 from onnxptq.passes import Norm
 from onnxptq.recipe import Recipe
 from onnxptq.rewrite.channels import moved_values, same_channels, with_channels
 from onnxptq.rewrite.qdq import insert_qdq
 from onnxptq.rewrite.storage import Storage
+from onnxptq.spec import to_text
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,7 @@ class Context:
         latency_ms: Milliseconds of each node in the executor, by name, for a recipe; None where
             nothing can measure them.
         memo: What a method keeps for when it is applied again, and for the caller, by its name.
+        kept: What long methods put by, so that an interrupted run goes on where it was.
     """
 
     model: ir.Model
@@ -66,6 +71,7 @@ class Context:
     write: Callable[[Recipe], ir.Model] | None = None
     latency_ms: Callable[[Recipe], dict[str, float]] | None = None
     memo: dict[str, Any] = field(default_factory=dict[str, Any])
+    kept: Kept = field(default_factory=Nothing)
 
     def following(self, recipe: Recipe) -> "Context":
         """The context in which model and statistics have the channels of this recipe.
@@ -109,6 +115,21 @@ class Context:
         if self.write is not None:
             return self.write(recipe)
         return insert_qdq(self.prepared or self.model, recipe, Storage())
+
+    def key(self, recipe: Recipe, method: str) -> str | None:
+        """Digest of all that a method's work depends on.
+
+        None where nothing is kept (the digest of a recipe with codes takes time and memory), and
+        where the data have no digest.
+        """
+        data = None if self.batches is None else self.batches.digest()
+        if not data or isinstance(self.kept, Nothing):
+            return None
+        held = "" if self.held_out is None else self.held_out.digest()
+        later = ",".join(to_text(method) for method in self.later)
+        version = importlib.metadata.version("onnxptq")
+        parts = (version, recipe.to_json(), method, str(self.seed), data, held, later)
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
     def remark(self, message: str) -> None:
         """Warn of what a method could not do, where the user has asked for it by name."""
