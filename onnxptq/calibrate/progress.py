@@ -15,6 +15,10 @@ class Progress(Protocol):
         """Some steps of the task are done."""
         ...
 
+    def note(self, text: str) -> None:
+        """How the task goes, in a few words that take the place of the last ones."""
+        ...
+
     def finish(self) -> None:
         """The task is over, well or not."""
         ...
@@ -31,6 +35,9 @@ class Silent:
         """Nothing to show."""
 
     def advance(self, steps: int = 1) -> None:
+        """Nothing to show."""
+
+    def note(self, text: str) -> None:
         """Nothing to show."""
 
     def finish(self) -> None:
@@ -63,6 +70,7 @@ class Bar:
         self._console: Any = Console(stderr=True)
         self._bar: Any = None
         self._task: Any = None
+        self._what = ""
 
     def start(self, what: str, total: int | None) -> None:
         """Show the bar, unless in a pipe."""
@@ -70,6 +78,7 @@ class Bar:
             return
         from rich.progress import Progress as RichProgress  # noqa: PLC0415
 
+        self._what = what
         self._bar = RichProgress(console=self._console, transient=True, auto_refresh=self.by_itself)
         self._task = self._bar.add_task(what, total=total)
         self._bar.start()
@@ -80,6 +89,11 @@ class Bar:
             self._bar.advance(self._task, steps)
             if not self.by_itself:
                 self._bar.refresh()
+
+    def note(self, text: str) -> None:
+        """Words behind the task's name."""
+        if self._bar is not None:
+            self._bar.update(self._task, description=f"{self._what}: {text}")
 
     def finish(self) -> None:
         """Take the bar away."""

@@ -17,6 +17,11 @@ from onnxptq.methods.mse import Mse
 from onnxptq.methods.ofm_similarity import OfmSimilarity
 from onnxptq.methods.percentile import Percentile
 from onnxptq.methods.provable_scales import ProvableScales
+from onnxptq.methods.reconstruction.adaround import AdaRound
+from onnxptq.methods.reconstruction.aquant import AQuant
+from onnxptq.methods.reconstruction.brecq import Brecq
+from onnxptq.methods.reconstruction.pd_quant import PdQuant
+from onnxptq.methods.reconstruction.qdrop import QDrop
 from onnxptq.methods.weights import WeightsAsymmetric, WeightsMinMax, WeightsMse
 from onnxptq.methods.zero_point import ZeroPoint
 from onnxptq.recipe import Recipe, Step, alike
@@ -38,12 +43,27 @@ METHODS: dict[str, type[Any]] = {
         ZeroPoint,
         OfmSimilarity,
         Gptq,
+        AdaRound,
+        Brecq,
+        QDrop,
+        PdQuant,
+        AQuant,
         BiasCorrection,
         ProvableScales,
     )
 }
 
-ROUNDING = (WeightsMinMax, WeightsMse, WeightsAsymmetric, Gptq)
+ROUNDING = (
+    WeightsMinMax,
+    WeightsMse,
+    WeightsAsymmetric,
+    Gptq,
+    AdaRound,
+    Brecq,
+    QDrop,
+    PdQuant,
+    AQuant,
+)
 """What chooses ranges or codes of weights, and must come behind what chooses their bits."""
 
 DEFAULT_METHODS = "mse,weights-mse"

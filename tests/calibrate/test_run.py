@@ -52,6 +52,9 @@ class Shouter:
     def advance(self, steps: int = 1) -> None:
         self.steps.append(steps)
 
+    def note(self, text: str) -> None:
+        raise AssertionError(text)
+
     def finish(self) -> None:
         self.finished += 1
 

@@ -1,0 +1,27 @@
+"""Coins: which elements are drawn, at random; the same for the same seed."""
+
+import numpy as np
+import torch
+
+Tensor = torch.Tensor
+
+
+class Coins:
+    """Draws arrays of yes and no.
+
+    Half and half is drawn bit by bit: on a CPU random numbers took as long as a convolution.
+    """
+
+    def __init__(self, seed: int, device: torch.device) -> None:
+        self._rng = np.random.default_rng(seed)
+        self._device = device
+        self._noise = torch.Generator(device).manual_seed(seed)
+
+    def drawn(self, shape: torch.Size, share: float) -> Tensor:
+        """True with this probability, element by element."""
+        if share != 0.5 or self._device.type != "cpu":
+            chance = torch.rand(shape, generator=self._noise, device=self._device)
+            return chance < share
+        count = shape.numel()
+        packed = np.frombuffer(self._rng.bytes(-(-count // 8)), np.uint8)
+        return torch.from_numpy(np.unpackbits(packed, count=count)).view(torch.bool).view(shape)

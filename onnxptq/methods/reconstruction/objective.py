@@ -1,0 +1,129 @@
+"""Objective: what a block's codes, steps and scales are chosen by."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from onnxptq.methods.reconstruction.coins import Coins
+from onnxptq.methods.reconstruction.grids import Drop
+from onnxptq.methods.reconstruction.plan import Plan
+from onnxptq.methods.reconstruction.quantized_block import QuantizedBlock
+from onnxptq.methods.reconstruction.samples import Array, Samples, drawn
+from onnxptq.methods.reconstruction.suffix import Suffix, prediction_difference
+
+Tensor = torch.Tensor
+Rows = npt.NDArray[np.int64]
+
+
+def distance(found: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Squared error, weighted, summed over channels and averaged over all else: BRECQ's loss."""
+    error = (found - target).square()
+    error = error if weight is None else error * weight.square()
+    return error.sum(1).mean() if error.dim() > 1 else error.mean()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Ahead:
+    """The network behind a block, and what it says in float of each sample."""
+
+    suffix: Suffix
+    values: Mapping[str, Array]
+
+    def difference(self, found: Tensor, rows: Rows, temperature: float) -> Tensor:
+        """How far the outputs are from float when the block gives `found` for these samples."""
+        known = {name: drawn(array, rows, found.device) for name, array in self.values.items()}
+        outputs = self.suffix(found, {name: known[name] for name in self.suffix.beside})
+        return prediction_difference(outputs, known, temperature)
+
+
+class Objective:
+    """The loss of a block on some of the samples, but for the term that closes codes.
+
+    Args:
+        net: The block.
+        samples: What it reads and should give.
+        plan: How it is learned.
+        ahead: The network behind it; None where the plan does not ask for it.
+        coins: Decides which elements are dropped.
+    """
+
+    def __init__(
+        self,
+        net: QuantizedBlock,
+        samples: Samples,
+        plan: Plan,
+        ahead: Ahead | None,
+        coins: Coins,
+    ) -> None:
+        self._net, self._samples, self._plan, self._ahead = net, samples, plan, ahead
+        self._coins = coins
+        self._device = next(net.parameters()).device
+        self._drop: Drop | None = self._dropped if plan.drop else None
+
+    def __call__(self, rows: Rows) -> Tensor:
+        """The loss on the samples with these numbers."""
+        coded, target = self._of(self._samples.coded, rows), self._of(self._samples.target, rows)
+        weight = self._samples.weight
+        importance = None if weight is None else self._of(weight, rows)
+        entry = coded
+        if self._plan.mix:
+            entry = self._mixed(self._of(self._samples.real, rows), coded, self._plan.mix)
+        if self._plan.unit == "network":
+            return apart(self._net(entry, self._drop), target, self._plan)
+        if self._ahead is None:
+            return distance(self._net(entry, self._drop), target, importance)
+        both = self._net(torch.cat([entry, coded]), self._drop)
+        found, whole = both.chunk(2)
+        difference = self._ahead.difference(whole, rows, self._plan.temperature)
+        return distance(found, target, importance) + self._plan.prediction * difference
+
+    def _of(self, array: Array, rows: Rows) -> Tensor:
+        return drawn(array, rows, self._device)
+
+    def _mixed(self, real: Tensor, coded: Tensor, share: float) -> Tensor:
+        return torch.where(self._coins.drawn(real.shape, share), real, coded)
+
+    def _dropped(self, value: Tensor, quantized: Tensor) -> Tensor:
+        return self._mixed(value, quantized, self._plan.drop)
+
+
+def importance(net: QuantizedBlock, samples: Samples, ahead: Ahead, size: int) -> Array:
+    """|dKL/dz| + 1 of each number of a block's exit: BRECQ's diagonal Fisher weights.
+
+    Source:
+        Li et al. 2021, BRECQ (arXiv:2102.05426), equation 10, and the authors' code.
+    """
+    device = next(net.parameters()).device
+    found = np.empty_like(samples.target)
+    for begin in range(0, samples.count, size):
+        rows = np.arange(begin, min(begin + size, samples.count))
+        with torch.no_grad():
+            exits = net(drawn(samples.coded, rows, device))
+        exits.requires_grad_()
+        ahead.difference(exits, rows, 1.0).backward()
+        assert exits.grad is not None
+        found[rows] = exits.grad.abs().add(1.0).cpu().numpy()
+    return found
+
+
+def apart(found: Tensor, target: Tensor, plan: Plan) -> Tensor:
+    """How far an exit is from float, by the plan's measure."""
+    if plan.unit == "network":
+        return prediction_difference({"": found}, {"": target}, plan.temperature)
+    return distance(found, target)
+
+
+def stored_error(net: QuantizedBlock, samples: Samples, plan: Plan) -> float:
+    """Loss of a block as it will be stored, over all samples."""
+    size = plan.batch_size
+    device = next(net.parameters()).device
+    total = 0.0
+    with torch.no_grad():
+        for begin in range(0, samples.count, size):
+            rows = np.arange(begin, min(begin + size, samples.count))
+            found = net(drawn(samples.coded, rows, device))
+            total += len(rows) * apart(found, drawn(samples.target, rows, device), plan).item()
+    return total / samples.count

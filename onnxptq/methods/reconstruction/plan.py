@@ -1,0 +1,111 @@
+"""Plan: what a reconstruction learns, from what, and for how long. Made without torch."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from onnxptq.errors import SpecError
+
+Which = Literal["none", "bordered", "all"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rates:
+    """Learning rates of Adam, for `Plan.PAPER_ITERATIONS`; fewer iterations take larger ones.
+
+    Attributes:
+        rounding: Of V.
+        steps: Of activations' steps, relative to the step; falls to 0 by a cosine.
+        scales: Of weights' scales, relative.
+        biases: Of biases, in units of the layer's output spread.
+    """
+
+    rounding: float = 1e-3
+    steps: float = 4e-5
+    scales: float = 1e-4
+    biases: float = 1e-3
+
+
+@dataclass(frozen=True, slots=True)
+class Correction:
+    """How far entries of blocks are moved to the mean and spread that training saw.
+
+    Attributes:
+        steps: Of Adam, for each batch; 0 for none.
+        closeness: lambda_c: the smaller, the closer to what they were.
+        batch_size: Samples that are moved together.
+    """
+
+    steps: int = 500
+    closeness: float = 0.02
+    batch_size: int = 32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """One way to reconstruct.
+
+    Attributes:
+        unit: What is learned at a time: each layer, each block, or the network as a whole, which is
+            then judged by the difference of its outputs.
+        rounding: Learn codes of weights; without, they stay what they are.
+        from_codes: Begin with the codes that the recipe has, not with the real weights.
+        steps: Learn steps of activations.
+        scales: Of which weights the scales are learned: those of all layers, or of layers whose
+            outputs become codes of few bits, whose borders between codes they move.
+        biases: Of which layers biases are learned.
+        fisher: Weight errors by how much the network's outputs depend on them.
+        prediction: Weight of the difference of the network's outputs, 1 / lambda_r; 0 for none.
+        temperature: Of the softmax in that difference.
+        correction: How far entries are moved to the mean and spread that training saw.
+        drop: Share of an activation's elements that stay unquantized while learning.
+        mix: Share of the entry's elements that are taken from the float network.
+        iterations: Of each block.
+        batch_size: Samples in an iteration.
+        pull: Weight of the term that closes the codes.
+        warm_up: Share of the iterations without that term.
+        rates: Learning rates.
+    """
+
+    unit: Literal["layer", "block", "network"] = "block"
+    rounding: bool = True
+    from_codes: bool = False
+    steps: bool = False
+    scales: Which = "none"
+    biases: Which = "none"
+    fisher: bool = False
+    prediction: float = 0.0
+    temperature: float = 4.0
+    correction: Correction = Correction(steps=0)
+    drop: float = 0.0
+    mix: float = 0.0
+    iterations: int = 2000
+    batch_size: int = 32
+    pull: float = 0.01
+    warm_up: float = 0.2
+    rates: Rates = Rates()
+
+
+PAPER_ITERATIONS = 20_000
+"""For which the papers' rates are given."""
+
+
+def faster(plan: Plan) -> float:
+    """By how much rates are raised, so that fewer iterations go about as far."""
+    return (
+        (PAPER_ITERATIONS / plan.iterations) ** 0.5 if plan.iterations < PAPER_ITERATIONS else 1.0
+    )
+
+
+def require(method: object, iterations: int, batch_size: int, **others: float) -> None:
+    """Refuse options that no learning can work with.
+
+    Raises:
+        SpecError: One of them is out of range.
+    """
+    name = getattr(method, "name", "")
+    for option, value in (("iterations", iterations), ("batch-size", batch_size)):
+        if not 1 <= value <= 10**6:
+            raise SpecError(f"{name}: {option} must be 1 to 1000000, not {value}")
+    for option, amount in others.items():
+        if not 0 <= amount <= 1e3:
+            raise SpecError(f"{name}: {option} must be 0 to 1000, not {amount:g}")

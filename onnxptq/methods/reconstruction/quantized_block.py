@@ -1,0 +1,194 @@
+"""QuantizedBlock: a block as a torch function with all that can be learned about it."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from torch import nn
+
+from onnxptq.methods.layerwise import free_bias
+from onnxptq.methods.reconstruction.blocks import Block
+from onnxptq.methods.reconstruction.grids import Drop, Grid
+from onnxptq.methods.reconstruction.plan import Which
+from onnxptq.methods.reconstruction.soft_weights import SoftWeight, Start
+from onnxptq.methods.reconstruction.subgraph import Subgraph
+from onnxptq.methods.weight_zeros import WHOLE
+from onnxptq.ops.nodes import constant
+from onnxptq.quant import SMALLEST_SCALE
+from onnxptq.recipe import Recipe
+from onnxptq.rewrite.regions import CLAMPS, weight_of
+
+Tensor = torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Learned:
+    """What is learned about a block.
+
+    Attributes:
+        rounding: Codes of weights; without, they stay what they are.
+        from_codes: Begin with the codes that the recipe has, not with the real weights.
+        steps: Steps of activations.
+        scales: Scales of weights, and of which layers.
+        biases: Biases, and of which layers.
+    """
+
+    rounding: bool
+    from_codes: bool
+    steps: bool
+    scales: Which
+    biases: Which
+
+
+AS_STORED = Learned(rounding=False, from_codes=True, steps=False, scales="none", biases="none")
+"""Nothing is learned: the block as its recipe describes it."""
+
+
+class QuantizedBlock(nn.Module):
+    """A block whose weights' codes are still open, with the grids of its activations.
+
+    Only activations of fewer than 8 bits have a grid: to learn with the others quantized would
+    cost time and change nothing.
+
+    Attributes:
+        weights: By the name of the weight.
+        grids: By the number of the value in `values`.
+        biases: By the number of the bias, in the order of layers.
+    """
+
+    def __init__(
+        self, block: Block, recipe: Recipe, learned: Learned, device: torch.device
+    ) -> None:
+        super().__init__()
+        self.block = block
+        self._graph = Subgraph(block.nodes, device)
+        self._names = [_name(node) for node in block.layers]
+        self._values = _coarse_values(block, recipe)
+        self.weights = nn.ModuleList(
+            SoftWeight(_start(node, recipe, learned.from_codes), device) for node in block.layers
+        )
+        self.grids = nn.ModuleList(
+            Grid(recipe.tensors[name].params, device) for name in self._values
+        )
+        self._biases = [str(b.name) for node in block.layers if (b := free_bias(node)) is not None]
+        self.biases = nn.ParameterList(
+            nn.Parameter(self._bias(name, recipe, device)) for name in self._biases
+        )
+        self._rounding = learned.rounding
+        bordered = [_is_bordered(node, set(self._values)) for node in block.layers]
+        with_bias = [
+            bordered[i] for i, node in enumerate(block.layers) if free_bias(node) is not None
+        ]
+        self.grids.requires_grad_(learned.steps)
+        for weight, border in zip(self.soft_weights(), bordered, strict=True):
+            weight.openness.requires_grad_(learned.rounding)
+            weight.log_scale.requires_grad_(_chosen(learned.scales, border))
+        for bias, border in zip(self.biases, with_bias, strict=True):
+            bias.requires_grad_(_chosen(learned.biases, border))
+
+    def _bias(self, name: str, recipe: Recipe, device: torch.device) -> Tensor:
+        given = recipe.biases.get(name)
+        if given is None:
+            return self._graph.constant(name).clone()
+        return torch.from_numpy(np.array(given, np.float32)).to(device)
+
+    def soft_weights(self) -> list[SoftWeight]:
+        """The weights in the order of the layers."""
+        return [weight for weight in self.weights if isinstance(weight, SoftWeight)]
+
+    def grid_list(self) -> list[Grid]:
+        """The grids of its activations."""
+        return list(self._grids().values())
+
+    def forward(self, x: Tensor, drop: Drop | None = None) -> Tensor:
+        """The block's exit for its entry.
+
+        Args:
+            x: Entry, [N, ...].
+            drop: Leaves some elements of activations unquantized; None to quantize all.
+        """
+        constants = {
+            name: weight.soft() if self._rounding else weight.hard()
+            for name, weight in zip(self._names, self.soft_weights(), strict=True)
+        }
+        constants |= dict(zip(self._biases, self.biases, strict=True))
+        grids = self._grids()
+
+        def at(name: str, value: Tensor) -> Tensor:
+            if name not in grids:
+                return value
+            quantized = grids[name](value)
+            return quantized if drop is None else drop(value, quantized)
+
+        made = self._graph({str(self.block.entry.name): x}, constants, at)
+        return made[str(self.block.exit.name)]
+
+    def stored(self, recipe: Recipe, set_by: str) -> Recipe:
+        """The recipe with what was learned."""
+        steps = {
+            name: recipe.tensors[name].params.with_scale(grid.stored())
+            for name, grid in self._grids().items()
+            if grid.log_scale.requires_grad
+        }
+        if steps:
+            recipe = recipe.with_params(steps, set_by)
+        tensors, codes, biases = dict(recipe.tensors), dict(recipe.codes), dict(recipe.biases)
+        for name, weight in zip(self._names, self.soft_weights(), strict=True):
+            tensor = tensors[name]
+            scale = weight.stored_scale().reshape(tensor.params.scale.shape)
+            params = tensor.params.with_scale(np.maximum(scale, SMALLEST_SCALE))
+            tensors[name] = replace(tensor, params=params, set_by=f"{tensor.set_by},{set_by}")
+            codes[name] = weight.codes()
+        for name, bias in zip(self._biases, self.biases, strict=True):
+            if bias.requires_grad:
+                biases[name] = bias.detach().cpu().numpy()
+        return replace(recipe, tensors=tensors, codes=codes, biases=biases)
+
+    def _grids(self) -> dict[str, Grid]:
+        return {
+            name: grid
+            for name, grid in zip(self._values, self.grids, strict=True)
+            if isinstance(grid, Grid)
+        }
+
+
+def _chosen(which: Which, bordered: bool) -> bool:
+    return which == "all" or (which == "bordered" and bordered)
+
+
+def _is_bordered(node: ir.Node, coarse: set[str]) -> bool:
+    """Whether a layer's output becomes codes of few bits, at once or behind a Relu or Clip.
+
+    Its bias and scales then move the borders between these codes (design.md D5).
+    """
+    value = node.outputs[0]
+    while str(value.name) not in coarse:
+        readers = list(value.consumers())
+        if len(readers) != 1 or readers[0].op_type not in CLAMPS:
+            return False
+        value = readers[0].outputs[0]
+    return True
+
+
+def _coarse_values(block: Block, recipe: Recipe) -> list[str]:
+    """Activations of the block with a grid of fewer than 8 bits, each tied one left out."""
+    made = [str(value.name) for node in block.nodes for value in node.outputs]
+    tensors = [recipe.tensors[name] for name in made if name in recipe.tensors]
+    return [t.value for t in tensors if t.tied_to is None and t.params.spec.bits < WHOLE]
+
+
+def _start(node: ir.Node, recipe: Recipe, from_codes: bool) -> Start:
+    weight = weight_of(node)
+    array = None if weight is None else constant(weight)
+    assert weight is not None
+    assert array is not None
+    name = str(weight.name)
+    codes = recipe.codes.get(name) if from_codes else None
+    return Start(array, recipe.tensors[name].params, codes, recipe.code_ends(name))
+
+
+def _name(node: ir.Node) -> str:
+    weight = weight_of(node)
+    assert weight is not None
+    return str(weight.name)

@@ -1,0 +1,273 @@
+"""Blocks learned by gradients: what is stored is what was learned, never worse than before."""
+
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+import pytest
+
+from onnxptq.calibrate.model import calibrate
+from onnxptq.calibrate.run import CollectOptions
+from onnxptq.calibrate.source import Taken
+from onnxptq.errors import SpecError
+from onnxptq.methods import apply, parse_methods
+from onnxptq.methods.held_out import output_db
+from onnxptq.methods.layerwise import layers_of
+from onnxptq.methods.method import Context
+from onnxptq.ops.nodes import constant
+from onnxptq.quant import QParams, QuantSpec
+from onnxptq.recipe import Recipe
+from onnxptq.rewrite.options import Placing
+from onnxptq.rewrite.place import place
+from tests.small_models import from_text
+
+torch = pytest.importorskip("torch", reason="needs the torch extra")
+blocks = pytest.importorskip("onnxptq.methods.reconstruction.blocks")
+grids = pytest.importorskip("onnxptq.methods.reconstruction.grids")
+quantized_block = pytest.importorskip("onnxptq.methods.reconstruction.quantized_block")
+samples = pytest.importorskip("onnxptq.methods.reconstruction.samples")
+soft_weights = pytest.importorskip("onnxptq.methods.reconstruction.soft_weights")
+suffix = pytest.importorskip("onnxptq.methods.reconstruction.suffix")
+
+pytestmark = pytest.mark.torch
+
+CPU = torch.device("cpu")
+SAMPLES = 32
+BODY = """
+    a = Conv<pads = [1, 1, 1, 1]>(x, w0, b0) b = Relu(a)
+    c = Conv<pads = [1, 1, 1, 1]>(b, w1, b1) d = Relu(c)
+    e = Conv<pads = [1, 1, 1, 1]>(d, w2, b2) f = Add(e, b) h = Relu(f)
+    i = Conv<pads = [1, 1, 1, 1]>(h, w3, b3) j = Relu(i)
+    k = GlobalAveragePool(j) l = Flatten(k) y = Gemm(l, w4)
+"""
+WEIGHTS = {
+    "w0": (6, 3, 3, 3),
+    "b0": (6,),
+    "w1": (6, 6, 3, 3),
+    "b1": (6,),
+    "w2": (6, 6, 3, 3),
+    "b2": (6,),
+    "w3": (6, 6, 3, 3),
+    "b3": (6,),
+    "w4": (6, 5),
+}
+
+
+@pytest.fixture
+def model(rng: np.random.Generator) -> ir.Model:
+    return from_text("g (float[N, 3, 6, 6] x) => (float[N, 5] y) {" + BODY + "}", rng, WEIGHTS)
+
+
+def data_of(rng: np.random.Generator, name: str) -> Taken:
+    feeds = [{"x": rng.normal(size=(1, 3, 6, 6)).astype(np.float32)} for _ in range(SAMPLES)]
+    return Taken(feeds, None, SAMPLES, name)
+
+
+def context(model: ir.Model, rng: np.random.Generator) -> tuple[Recipe, Context]:
+    """A recipe at W3A3, ranges and rounding chosen, and where methods work on it."""
+    placing = Placing(bits="w3a3")
+    data = data_of(rng, "calibration")
+    recipe, stats = calibrate(model, place(model, placing), data, placing, CollectOptions())
+    ctx = Context(model, stats, data, data_of(rng, "held out"))
+    return apply(recipe, "mse,weights-mse", ctx), ctx
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_a_soft_weight_begins_as_the_real_one_and_hardens_to_nearest(
+    bits: int, rng: np.random.Generator
+):
+    real = rng.normal(size=(5, 3, 3, 3)).astype(np.float32)
+    spec = QuantSpec(bits, signed=True, axis=0)
+    top = np.abs(real).max(axis=(1, 2, 3))
+    params = QParams.from_range(-top, top, spec)
+    start = soft_weights.Start(real, params, None, (params.code_lo, params.code_hi))
+
+    weight = soft_weights.SoftWeight(start, CPU)
+
+    assert weight.codes().tolist() == params.quantize(real).tolist()
+    assert (
+        np.abs(weight.soft().detach().numpy() - params_clipped(real, params)).max()
+        < 1e-3 * top.max()
+    )
+
+
+def params_clipped(real: npt.NDArray[np.float32], params: QParams) -> npt.NDArray[np.float32]:
+    """The weight inside of the range of its codes."""
+    return np.clip(real, params.along(params.lo, 4), params.along(params.hi, 4))
+
+
+def test_a_soft_weight_begins_with_any_codes_it_is_given(rng: np.random.Generator):
+    """Also with such as lie far from the real weight, as coordinate descent leaves them."""
+    real = rng.normal(size=(4, 8)).astype(np.float32)
+    params = QParams.from_range(
+        np.full(4, -2.0), np.full(4, 2.0), QuantSpec(3, signed=True, axis=0)
+    )
+    codes = rng.integers(-4, 4, size=(4, 8)).astype(np.int8)
+    start = soft_weights.Start(real, params, codes, (params.code_lo, params.code_hi))
+
+    weight = soft_weights.SoftWeight(start, CPU)
+
+    assert weight.codes().tolist() == codes.tolist()
+    assert weight.hard().detach().numpy() == pytest.approx(params.dequantize(codes), rel=1e-6)
+
+
+def activation(bits: int, scale: float, zero: int, code_lo: int) -> QParams:
+    """The parameters of an activation."""
+    spec = QuantSpec(bits, signed=False)
+    codes = (np.asarray(code, np.int32) for code in (zero, code_lo))
+    return QParams(spec, np.asarray(scale, np.float32), *codes)
+
+
+@pytest.mark.parametrize("zero", [0, 100])
+def test_a_grid_gives_what_the_codes_stand_for(zero: int, rng: np.random.Generator):
+    params = activation(3, 0.3, zero, max(zero - 2, 0))
+    x = rng.normal(size=(4, 50)).astype(np.float32)
+
+    found = grids.Grid(params, CPU)(torch.from_numpy(x))
+
+    assert found.detach().numpy().tolist() == params.round_trip(x).tolist()
+
+
+def test_a_step_has_the_gradient_of_lsq():
+    """Inside: code less exact quotient; outside: the end's code (LSQ, equation 3)."""
+    grid = grids.Grid(activation(2, 0.5, 0, 0), CPU)
+    x = torch.tensor([0.6, 0.9, 7.0, -3.0])
+
+    grid(x).sum().backward()
+
+    expected = sum([1 - 1.2, 2 - 1.8, 3.0, 0.0]) * 0.5  # per logarithm of the step
+    assert float(grid.log_scale.grad) == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_block_as_stored_computes_what_onnxruntime_does(
+    model: ir.Model, rng: np.random.Generator
+):
+    """Up to 8-bit values, which have no grid: a code near its border may be its neighbour."""
+    recipe, ctx = context(model, rng)
+    shelf = samples.Shelf()
+
+    for block in blocks.blocks_of(model, layers_of(model, recipe)):
+        if block.name not in recipe.tensors or recipe.tensors[block.name].params.spec.bits == 8:
+            continue
+        net = quantized_block.QuantizedBlock(block, recipe, quantized_block.AS_STORED, CPU)
+        seen = samples.Samples.of(block, recipe, ctx, ctx.samples("test"), shelf)
+        with torch.no_grad():
+            found = net(torch.from_numpy(seen.coded)).numpy()
+        taps = ctx.coded_taps(recipe, [block.name]).values(ctx.samples("test"))
+        expected = np.concatenate([batch[block.name] for batch in taps])
+        step = float(recipe.tensors[block.name].params.scale)
+        assert np.mean(np.abs(found - expected) > 0.5 * step) < 0.05
+
+
+METHODS = ["adaround", "brecq", "qdrop", "pd-quant", "aquant"]
+SHORT = {name: f"{name}{{iterations=60}}" for name in METHODS}
+SHORT["pd-quant"] = "pd-quant{iterations=60,correction=10}"
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_outputs_come_nearer_to_float(name: str, model: ir.Model, rng: np.random.Generator):
+    recipe, ctx = context(model, rng)
+
+    found = apply(recipe, SHORT[name], ctx)
+
+    assert output_db(found, ctx) > output_db(recipe, ctx)
+    assert found.steps[-1].numbers["gained"] >= 2
+
+
+@pytest.mark.parametrize("name", ["qdrop", "pd-quant"])
+def test_the_same_seed_gives_the_same_recipe(name: str, model: ir.Model, rng: np.random.Generator):
+    recipe, ctx = context(model, rng)
+
+    assert apply(recipe, SHORT[name], ctx).to_json() == apply(recipe, SHORT[name], ctx).to_json()
+
+
+class Memory:
+    """Keeps texts, and stops the run after a few of them."""
+
+    def __init__(self, saves: int) -> None:
+        self.texts: dict[str, str] = {}
+        self.left = saves
+
+    def load(self, key: str) -> str | None:
+        return self.texts.get(key)
+
+    def save(self, key: str, text: str) -> None:
+        self.texts[key] = text
+        self.left -= 1
+        if self.left == 0:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("saves", [1, 2, 3])
+def test_an_interrupted_run_goes_on_to_the_same_recipe(
+    saves: int, model: ir.Model, rng: np.random.Generator
+):
+    recipe, ctx = context(model, rng)
+    expected = apply(recipe, SHORT["qdrop"], ctx).to_json()
+    kept = Memory(saves)
+    interrupted = replace(ctx, kept=kept)
+
+    with pytest.raises(KeyboardInterrupt):
+        apply(recipe, SHORT["qdrop"], interrupted)
+
+    assert apply(recipe, SHORT["qdrop"], interrupted).to_json() == expected
+
+
+def test_codes_of_float_weights_stay_in_their_window(model: ir.Model, rng: np.random.Generator):
+    recipe, ctx = context(model, rng)
+
+    found = apply(recipe, "qdrop{iterations=30,scales=true}", ctx)
+
+    for name, codes in found.codes.items():
+        lo, hi = found.code_ends(name)
+        params = found.tensors[name].params
+        assert (codes >= params.along(lo, codes.ndim)).all()
+        assert (codes <= params.along(hi, codes.ndim)).all()
+        assert codes.shape == constant(model.graph.initializers[name]).shape  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("qdrop{iterations=0}", "qdrop: iterations must be 1 to 1000000, not 0"),
+        ("qdrop{drop=-1}", "qdrop: drop must be 0 to 1"),
+        ("adaround{batch-size=0}", "adaround: batch-size must be 1"),
+    ],
+)
+def test_options_out_of_range_are_refused(text: str, message: str):
+    with pytest.raises(SpecError, match=message):
+        parse_methods(text)
+
+
+def test_a_network_after_a_value_is_what_onnxruntime_computes(
+    model: ir.Model, rng: np.random.Generator
+):
+    _, ctx = context(model, rng)
+    value = next(v for node in model.graph for v in node.outputs if v.name == "h")
+    taps = list(ctx.float_values(ctx.samples("test"), ["h", "y"]))
+
+    behind = suffix.Suffix.of(model, value, CPU)
+    found = behind(torch.from_numpy(np.concatenate([tap["h"] for tap in taps])), {})
+
+    assert behind.beside == ()
+    assert behind.outputs == ("y",)
+    assert found["y"].numpy() == pytest.approx(np.concatenate([t["y"] for t in taps]), abs=1e-5)
+
+
+def test_the_difference_of_predictions_is_kl_for_rows_of_logits(rng: np.random.Generator):
+    real, found = torch.from_numpy(rng.normal(size=(2, 6, 10)))
+
+    p, q = (torch.softmax(z / 4.0, 1) for z in (real, found))
+    expected = (p * (p.log() - q.log())).sum(1).mean()
+    apart = suffix.prediction_difference({"y": found}, {"y": real}, 4.0)
+
+    assert float(apart) == pytest.approx(float(expected))
+
+
+def test_the_difference_of_other_outputs_is_relative_squared_error(rng: np.random.Generator):
+    real = torch.from_numpy(rng.normal(size=(2, 3, 4, 4)))
+
+    apart = suffix.prediction_difference({"y": real * 1.1}, {"y": real}, 4.0)
+
+    assert float(apart) == pytest.approx(0.01)
