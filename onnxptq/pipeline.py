@@ -100,7 +100,7 @@ def quantize(
             feeds = _open(source, prepared.model, data, settings)
             samples = feeds.take(settings.report_samples) if settings.report_samples else None
             recipe = _decide(work, recipe, feeds)
-    work.kept().clear()
+            work.kept().clear()
     quantized = work.write(recipe)
     batches = samples.batches(1) if samples else ()
     moved = with_channels(prepared.model, recipe)
