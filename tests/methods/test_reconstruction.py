@@ -16,6 +16,7 @@ from onnxptq.methods.held_out import output_db
 from onnxptq.methods.layerwise import layers_of
 from onnxptq.methods.method import Context
 from onnxptq.ops.nodes import constant
+from onnxptq.passes import Norm
 from onnxptq.quant import QParams, QuantSpec
 from onnxptq.recipe import Recipe
 from onnxptq.rewrite.options import Placing
@@ -24,6 +25,7 @@ from tests.small_models import from_text
 
 torch = pytest.importorskip("torch", reason="needs the torch extra")
 blocks = pytest.importorskip("onnxptq.methods.reconstruction.blocks")
+corrections = pytest.importorskip("onnxptq.methods.reconstruction.corrections")
 grids = pytest.importorskip("onnxptq.methods.reconstruction.grids")
 quantized_block = pytest.importorskip("onnxptq.methods.reconstruction.quantized_block")
 samples = pytest.importorskip("onnxptq.methods.reconstruction.samples")
@@ -231,7 +233,9 @@ def test_codes_of_float_weights_stay_in_their_window(model: ir.Model, rng: np.ra
     ("text", "message"),
     [
         ("qdrop{iterations=0}", "qdrop: iterations must be 1 to 1000000, not 0"),
-        ("qdrop{drop=-1}", "qdrop: drop must be 0 to 1"),
+        ("qdrop{drop=-1}", "qdrop: drop must be 0 to 1, not -1"),
+        ("aquant{drop=1.5}", "aquant: drop must be 0 to 1, not 1.5"),
+        ("pd-quant{weight=2000}", "pd-quant: weight must be 0 to 1000"),
         ("adaround{batch-size=0}", "adaround: batch-size must be 1"),
     ],
 )
@@ -271,3 +275,21 @@ def test_the_difference_of_other_outputs_is_relative_squared_error(rng: np.rando
     apart = suffix.prediction_difference({"y": real * 1.1}, {"y": real}, 4.0)
 
     assert float(apart) == pytest.approx(0.01)
+
+
+def test_statistics_of_a_batch_norm_serve_until_channels_are_moved(
+    model: ir.Model, rng: np.random.Generator
+):
+    recipe, ctx = context(model, rng)
+    one, beta = (rng.uniform(0.5, 2.0, size=6).astype(np.float32) for _ in range(2))
+    layer = next(node for node in model.graph if node.outputs[0].name == "c")
+    ctx = replace(ctx, norms={str(layer.name): Norm(one, beta, one, one, 1e-5)})
+    scales = {"d": np.linspace(0.5, 2.0, 6).astype(np.float32)}
+    moved = ctx.following(replace(recipe, channel_scales=scales))
+    (_, block, *_) = blocks.alone(model, layers_of(model, recipe))
+
+    (before,) = corrections.spreads_of(block, ctx)
+    (after,) = corrections.spreads_of(block, moved)
+
+    assert before.mean.tolist() == beta.tolist()
+    assert (after.mean != beta).all()

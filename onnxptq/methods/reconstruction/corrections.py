@@ -16,6 +16,8 @@ from onnxptq.methods.reconstruction.plan import Correction
 from onnxptq.methods.reconstruction.samples import Array, drawn
 from onnxptq.methods.reconstruction.subgraph import Subgraph
 from onnxptq.passes import Norm
+from onnxptq.recipe import Recipe
+from onnxptq.rewrite.channels import moved_values
 
 Tensor = torch.Tensor
 F32 = npt.NDArray[np.float32]
@@ -47,7 +49,7 @@ def spreads_of(block: Block, ctx: Context) -> list[Spread]:
 
     Each difference is counted as BatchNorm would see it, in units of its own input.
     """
-    moved = ctx.moved.channel_scales if ctx.moved is not None else {}
+    moved = _moved_values(ctx)
     found: list[Spread] = []
     measured: list[str] = []
     for node in block.layers:
@@ -55,12 +57,18 @@ def spreads_of(block: Block, ctx: Context) -> list[Spread]:
             continue  # a row of a product has no mean and spread of its own
         name = str(node.outputs[0].name)
         norm = ctx.norms.get(str(node.name))
-        usable = norm is not None and name not in moved
-        if norm is not None and usable:
+        if norm is not None and name not in moved:
             found.append(_of_norm(name, norm))
         else:
             measured.append(name)
     return found + _measured(measured, ctx)
+
+
+def _moved_values(ctx: Context) -> list[str]:
+    """Values whose channels a method has moved: what BatchNorm knew of them holds no more."""
+    if ctx.moved is None or ctx.prepared is None:
+        return []
+    return moved_values(ctx.prepared, Recipe(ctx.moved.model_digest), ctx.moved)
 
 
 def _of_norm(value: str, norm: Norm) -> Spread:

@@ -10,13 +10,13 @@ Which = Literal["none", "bordered", "all"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rates:
-    """Learning rates of Adam, for `Plan.PAPER_ITERATIONS`; fewer iterations take larger ones.
+    """Learning rates of Adam, for `PAPER_ITERATIONS`; fewer iterations take larger ones.
 
     Attributes:
         rounding: Of V.
         steps: Of activations' steps, relative to the step; falls to 0 by a cosine.
         scales: Of weights' scales, relative.
-        biases: Of biases, in units of the layer's output spread.
+        biases: Of biases, in the numbers of the layer's output.
     """
 
     rounding: float = 1e-3
@@ -107,5 +107,6 @@ def require(method: object, iterations: int, batch_size: int, **others: float) -
         if not 1 <= value <= 10**6:
             raise SpecError(f"{name}: {option} must be 1 to 1000000, not {value}")
     for option, amount in others.items():
-        if not 0 <= amount <= 1e3:
-            raise SpecError(f"{name}: {option} must be 0 to 1000, not {amount:g}")
+        most = 1 if option == "drop" else 1000
+        if not 0 <= amount <= most:
+            raise SpecError(f"{name}: {option} must be 0 to {most}, not {amount:g}")
