@@ -131,6 +131,22 @@ def test_a_grid_gives_what_the_codes_stand_for(zero: int, rng: np.random.Generat
     assert found.detach().numpy().tolist() == params.round_trip(x).tolist()
 
 
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_a_grid_in_one_pass_has_the_gradients_of_torch(share: float, rng: np.random.Generator):
+    grid = grids.Grid(activation(3, 0.3, 100, 98), CPU)
+    x = torch.from_numpy(rng.normal(size=(4, 5, 7)).astype(np.float32)).requires_grad_()
+    free = torch.from_numpy((rng.random((4, 5, 7)) < share).astype(np.uint8))
+    weight = torch.from_numpy(rng.normal(size=(4, 5, 7)).astype(np.float32))
+
+    plain = torch.where(free != 0, x, grid.plain(x))
+    expected = torch.autograd.grad((plain * weight).sum(), [x, grid.log_scale])
+    found = torch.autograd.grad((grid(x, free) * weight).sum(), [x, grid.log_scale])
+
+    assert torch.equal(grid(x, free), plain)
+    assert torch.allclose(found[0], expected[0])  # plain divides by the scale and multiplies again
+    assert float(found[1]) == pytest.approx(float(expected[1]), rel=1e-4)
+
+
 def test_a_step_has_the_gradient_of_lsq():
     """Inside: code less exact quotient; outside: the end's code (LSQ, equation 3)."""
     grid = grids.Grid(activation(2, 0.5, 0, 0), CPU)

@@ -7,7 +7,7 @@ Tensor = torch.Tensor
 
 
 class Coins:
-    """Draws arrays of yes and no.
+    """Draws arrays of ones and zeros.
 
     Half and half is drawn bit by bit: on a CPU random numbers took as long as a convolution.
     """
@@ -18,10 +18,10 @@ class Coins:
         self._noise = torch.Generator(device).manual_seed(seed)
 
     def drawn(self, shape: torch.Size, share: float) -> Tensor:
-        """True with this probability, element by element."""
+        """1 with this probability, else 0, element by element; uint8."""
         if share != 0.5 or self._device.type != "cpu":
             chance = torch.rand(shape, generator=self._noise, device=self._device)
-            return chance < share
+            return (chance < share).to(torch.uint8)
         count = shape.numel()
         packed = np.frombuffer(self._rng.bytes(-(-count // 8)), np.uint8)
-        return torch.from_numpy(np.unpackbits(packed, count=count)).view(torch.bool).view(shape)
+        return torch.from_numpy(np.unpackbits(packed, count=count)).view(shape)

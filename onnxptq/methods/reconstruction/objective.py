@@ -8,10 +8,10 @@ import numpy.typing as npt
 import torch
 
 from onnxptq.methods.reconstruction.coins import Coins
-from onnxptq.methods.reconstruction.grids import Drop
+from onnxptq.methods.reconstruction.grids import Free
 from onnxptq.methods.reconstruction.plan import Plan
 from onnxptq.methods.reconstruction.quantized_block import QuantizedBlock
-from onnxptq.methods.reconstruction.samples import Array, Samples, drawn
+from onnxptq.methods.reconstruction.samples import Array, Samples, drawn, mixed
 from onnxptq.methods.reconstruction.suffix import Suffix, prediction_difference
 
 Tensor = torch.Tensor
@@ -61,33 +61,35 @@ class Objective:
         self._net, self._samples, self._plan, self._ahead = net, samples, plan, ahead
         self._coins = coins
         self._device = next(net.parameters()).device
-        self._drop: Drop | None = self._dropped if plan.drop else None
+        self._free: Free | None = self._drawn_free if plan.drop else None
 
     def __call__(self, rows: Rows) -> Tensor:
         """The loss on the samples with these numbers."""
-        coded, target = self._of(self._samples.coded, rows), self._of(self._samples.target, rows)
-        weight = self._samples.weight
-        importance = None if weight is None else self._of(weight, rows)
-        entry = coded
-        if self._plan.mix:
-            entry = self._mixed(self._of(self._samples.real, rows), coded, self._plan.mix)
-        if self._plan.unit == "network":
-            return apart(self._net(entry, self._drop), target, self._plan)
+        samples, plan = self._samples, self._plan
+        target = self._of(samples.target, rows)
+        weight = None if samples.weight is None else self._of(samples.weight, rows)
+        entry = self._of(samples.coded, rows) if not plan.mix else self._mixed(rows)
+        if plan.unit == "network":
+            return apart(self._net(entry, self._free), target, plan)
         if self._ahead is None:
-            return distance(self._net(entry, self._drop), target, importance)
-        both = self._net(torch.cat([entry, coded]), self._drop)
+            return distance(self._net(entry, self._free), target, weight)
+        coded = self._of(samples.coded, rows)
+        both = self._net(torch.cat([entry, coded]), self._free)
         found, whole = both.chunk(2)
-        difference = self._ahead.difference(whole, rows, self._plan.temperature)
-        return distance(found, target, importance) + self._plan.prediction * difference
+        difference = self._ahead.difference(whole, rows, plan.temperature)
+        return distance(found, target, weight) + plan.prediction * difference
 
     def _of(self, array: Array, rows: Rows) -> Tensor:
         return drawn(array, rows, self._device)
 
-    def _mixed(self, real: Tensor, coded: Tensor, share: float) -> Tensor:
-        return torch.where(self._coins.drawn(real.shape, share), real, coded)
+    def _mixed(self, rows: Rows) -> Tensor:
+        """Entries of which some elements are those of the float network."""
+        real, coded = self._samples.real, self._samples.coded
+        coins = self._coins.drawn(torch.Size((len(rows), *real.shape[1:])), self._plan.mix)
+        return mixed(real, coded, rows, coins)
 
-    def _dropped(self, value: Tensor, quantized: Tensor) -> Tensor:
-        return self._mixed(value, quantized, self._plan.drop)
+    def _drawn_free(self, shape: torch.Size) -> Tensor:
+        return self._coins.drawn(shape, self._plan.drop)
 
 
 def importance(net: QuantizedBlock, samples: Samples, ahead: Ahead, size: int) -> Array:

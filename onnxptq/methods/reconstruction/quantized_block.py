@@ -9,7 +9,7 @@ from torch import nn
 
 from onnxptq.methods.layerwise import free_bias
 from onnxptq.methods.reconstruction.blocks import Block
-from onnxptq.methods.reconstruction.grids import Drop, Grid
+from onnxptq.methods.reconstruction.grids import Free, Grid
 from onnxptq.methods.reconstruction.plan import Which
 from onnxptq.methods.reconstruction.soft_weights import SoftWeight, Start
 from onnxptq.methods.reconstruction.subgraph import Subgraph
@@ -101,12 +101,12 @@ class QuantizedBlock(nn.Module):
         """The grids of its activations."""
         return list(self._grids().values())
 
-    def forward(self, x: Tensor, drop: Drop | None = None) -> Tensor:
+    def forward(self, x: Tensor, free: Free | None = None) -> Tensor:
         """The block's exit for its entry.
 
         Args:
             x: Entry, [N, ...].
-            drop: Leaves some elements of activations unquantized; None to quantize all.
+            free: Which elements of an activation stay unquantized; None to quantize all.
         """
         constants = {
             name: weight.soft() if self._rounding else weight.hard()
@@ -118,8 +118,7 @@ class QuantizedBlock(nn.Module):
         def at(name: str, value: Tensor) -> Tensor:
             if name not in grids:
                 return value
-            quantized = grids[name](value)
-            return quantized if drop is None else drop(value, quantized)
+            return grids[name](value, None if free is None else free(value.shape))
 
         made = self._graph({str(self.block.entry.name): x}, constants, at)
         return made[str(self.block.exit.name)]

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 
 from onnxptq.calibrate.source import Data
+from onnxptq.kernels import fake_quantize
 from onnxptq.methods.method import Context
 from onnxptq.methods.reconstruction.blocks import Block
 from onnxptq.recipe import Recipe
@@ -110,3 +111,28 @@ class Samples:
 def drawn(array: Array, rows: npt.NDArray[np.int64], device: torch.device) -> Tensor:
     """Some rows as a tensor."""
     return torch.from_numpy(np.ascontiguousarray(array[rows])).to(device)
+
+
+def mixed(first: Array, second: Array, rows: npt.NDArray[np.int64], coins: Tensor) -> Tensor:
+    """Some rows as a tensor, each element from the first array where its coin is 1.
+
+    Args:
+        first: Values, float32, [N, ...].
+        second: Values, float32, [N, ...].
+        rows: Numbers of the rows wanted, [B].
+        coins: uint8, [B, ...], on the device that the result shall be on.
+    """
+    if coins.device.type != "cpu":
+        one, other = (drawn(array, rows, coins.device) for array in (first, second))
+        return torch.where(coins != 0, one, other)
+    out = torch.empty(coins.shape)
+    shape = (len(rows), -1)
+    fake_quantize.mix_rows(
+        _flat(first), _flat(second), rows, coins.numpy().reshape(shape), out.numpy().reshape(shape)
+    )
+    return out
+
+
+def _flat(array: Array) -> npt.NDArray[np.float32]:
+    """[N, ...] as [N, n]; not a copy, also of what is in a file."""
+    return array.reshape(len(array), -1).view(np.float32)
