@@ -37,8 +37,8 @@ from onnxptq.runtime.layer_times import LayerTimes
 from onnxptq.runtime.targets import complaints
 from onnxptq.settings import Settings
 
-HELD_OUT = 0.25
-"""Share of the samples that methods judge by and do not learn from."""
+HELD_OUT, HELD_OUT_MOST = 0.25, 128
+"""Share of the samples that methods judge by and do not learn from, and the most that is enough."""
 _ALL = 2**62
 
 
@@ -138,7 +138,8 @@ def _decide(work: Work, recipe: Recipe, feeds: Data) -> Recipe:
     batches, held_out = None, None
     if methods.run_model(settings.methods()):
         feeds = _readable_again(feeds)
-        batches, held_out = split(feeds, BATCH, HELD_OUT)
+        share = min(HELD_OUT, HELD_OUT_MOST / max(len(feeds), 1))
+        batches, held_out = split(feeds, BATCH, share)
     collecting = settings.collecting(work.progress)
     recipe, stats = calibrate(model, recipe, feeds, settings.placing(), collecting)
     context = Context(
