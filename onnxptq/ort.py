@@ -38,6 +38,7 @@ _NUMPY_TYPES = {
 _KINDS = {np.dtype(kind) for kind in _NUMPY_TYPES.values()}
 _SHARED_ABOVE_BYTES = 1024  # small tensors stay in the message
 _LONGEST_MESSAGE = 400  # characters
+_PRECISION = "session.x64quantprecision"
 _WEIGHTS_FILE = "session.optimized_model_external_initializers_file_name"
 
 
@@ -92,6 +93,7 @@ def session(
     threads: int = 0,
     optimize: bool = True,
     write_optimized: Path | None = None,
+    saturate: bool = True,
 ) -> Session:
     """Load a model on the CPU provider at onnxruntime's default options.
 
@@ -100,6 +102,7 @@ def session(
         threads: Threads inside an operator; 0 for as many as there are cores.
         optimize: False switches all graph optimisations off: the unfused float QDQ graph.
         write_optimized: Where onnxruntime saves the graph it will run, its large weights beside it.
+        saturate: False for sums of products that are exact on every CPU, as they are with VNNI.
 
     Raises:
         ModelError: onnxruntime refuses the model; its message is passed on.
@@ -110,6 +113,8 @@ def session(
     options.log_severity_level = 4  # what fails is raised, and need not be printed too
     levels = onnxruntime.GraphOptimizationLevel
     options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimize else levels.ORT_DISABLE_ALL
+    if not saturate:
+        options.add_session_config_entry(_PRECISION, "1")
     if write_optimized is not None:
         options.optimized_model_filepath = str(write_optimized)
         weights = f"{write_optimized.name}.data"  # beside it: one message holds no 2 GiB

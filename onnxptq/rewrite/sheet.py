@@ -39,17 +39,14 @@ class Sheet:
         known = self.graph.initializers.get(f"{name}_scale")
         if known is not None:
             return known, self._zero_points[name]
+        # Weights do not share theirs: onnxruntime refuses such files where it is asked for exact
+        # sums on CPUs without VNNI (session.x64quantprecision).
         zero_point = params.zero_point.astype(params.spec.container)
-        per_channel = zero_point.ndim > 0 and not zero_point.any()
-        self._zero_points[name] = (
-            self.zeros(zero_point.size, zero_point.dtype)
-            if per_channel
-            else self.add(f"{name}_zero_point", zero_point)
-        )
+        self._zero_points[name] = self.add(f"{name}_zero_point", zero_point)
         return self.add(f"{name}_scale", params.scale), self._zero_points[name]
 
     def zeros(self, channels: int, dtype: npt.DTypeLike) -> ir.Value:
-        """A vector of zeros that all weights (or biases) of so many channels share."""
+        """A vector of zeros that all biases of so many channels share."""
         kind = np.dtype(dtype)
         name = f"zero_point_{kind.name}_{channels}"
         known = self.graph.initializers.get(name)
