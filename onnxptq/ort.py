@@ -125,6 +125,21 @@ def session(
     return _load(source, options)
 
 
+def exact_session(model: bytes | Path | ir.Model) -> Session:
+    """A session whose sums of products are exact on every CPU, as they are with VNNI.
+
+    Where onnxruntime cannot do that (on a CPU without VNNI it refuses models in which two layers
+    share a weight) they saturate.
+
+    Raises:
+        ModelError: onnxruntime refuses the model; its message is passed on.
+    """
+    try:
+        return session(model, saturate=False)
+    except ModelError:
+        return session(model)
+
+
 def _session_in_memory(model: ir.Model, options: Any) -> Session:
     if size_bytes(model) <= io.INLINE_LIMIT_BYTES:
         return _load(io.to_bytes(model), options)

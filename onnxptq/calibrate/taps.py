@@ -70,7 +70,7 @@ class CodedTaps:
         self._model = model
         self._readers = {name: readers[name] for name in names}
         self._taps = {n: str(r.inputs[0].name) for n, r in self._readers.items()}  # type: ignore[union-attr]
-        self._session = ort.session(_only(written, list(self._taps.values())), saturate=False)
+        self._session = ort.exact_session(_only(written, list(self._taps.values())))
 
     def values(self, data: Data) -> Iterator[dict[str, Array]]:
         """The values for each batch of the data."""
@@ -127,7 +127,7 @@ def quantized_outputs(model: ir.Model, recipe: Recipe, data: Data) -> Iterator[d
 
 def outputs(model: ir.Model, data: Data) -> Iterator[dict[str, Array]]:
     """What a whole model gives for each batch."""
-    session = ort.session(model, saturate=False)
+    session = ort.exact_session(model)
     for batch in _grouped(model, data):
         yield session.run(batch)
 
