@@ -7,6 +7,7 @@ import pytest
 
 import onnxptq
 from onnxptq import cli, demo_data
+from tests.cpus import needs_vnni
 
 
 @pytest.fixture(scope="module")
@@ -24,6 +25,7 @@ def test_a_float_model_cannot_be_verified(capsys: pytest.CaptureFixture[str]) ->
     assert "runs no node of it on codes; quantize it first" in capsys.readouterr().err
 
 
+@needs_vnni
 def test_a_program_is_no_model_to_verify(
     capsys: pytest.CaptureFixture[str], quantized: Path, tmp_path: Path
 ) -> None:
@@ -49,6 +51,7 @@ def test_the_program_that_is_written_runs(quantized: Path, tmp_path: Path) -> No
     np.testing.assert_array_equal(found, expected)
 
 
+@needs_vnni
 def test_the_executor_evaluates_as_onnxruntime_does(quantized: Path, tmp_path: Path) -> None:
     _, images, labels = demo_data.load()
     np.savez(

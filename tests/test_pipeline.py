@@ -11,6 +11,7 @@ import pytest
 from onnxptq import CalibrationError, ModelError, Quantized, SpecError, ort, quantize
 from onnxptq.calibrate.progress import Silent
 from onnxptq.graph import io
+from tests.cpus import needs_vnni
 from tests.small_models import Array, proto_from_text, sqnr_db
 
 NET = """
@@ -123,6 +124,7 @@ def test_the_same_seed_and_data_give_the_same_bytes(
     assert first.recipe.to_json() == second.recipe.to_json()
 
 
+@needs_vnni
 def test_weight_zero_points_on_request_stay_fused(net: onnx.ModelProto, images: Array):
     with pytest.warns(UserWarning, match=r"about \S+ times slower"):
         result = quantize(net, {"x": images}, method="mse,weights-asymmetric")

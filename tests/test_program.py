@@ -17,6 +17,7 @@ from onnxptq.errors import ProgramError
 from onnxptq.program import IntegerProgram
 from onnxptq.runtime.execute import Executor
 from onnxptq.runtime.lower import lower
+from tests.cpus import needs_vnni
 from tests.networks import Activation, Branches, Conv, Excite, Net, Pool, Residual
 from tests.odd_graphs import Format, Odd
 from tests.random_networks import quantized
@@ -76,6 +77,7 @@ def feeds(name: str, rng: np.random.Generator) -> dict[str, np.ndarray]:
     return {port.name: rng.normal(size=shape).astype(np.float32)}
 
 
+@needs_vnni
 @pytest.mark.parametrize("name", NAMES)
 def test_programs_print_as_before(name: str, golden: Callable[[str, Path], None]):
     golden(program(name).to_text(), GOLDEN / f"{name}.txt")

@@ -12,6 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 from typer.main import get_command
 
 from onnxptq import cli
+from tests.cpus import HAS_VNNI
 from tests.data_paths import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -119,7 +120,8 @@ def test_the_first_commands_for_an_own_model_run(
 
     codes = [cli.run(shlex.split(line)[1:]) for line in blocks("sh")[2].splitlines()]
 
-    assert codes == [0, 0, 0, 0, 0]
+    # verify says no where onnxruntime saturates.
+    assert codes in ([0, 0, 0, 0, 0], [0, 0, int(not HAS_VNNI), 0, 0])
 
 
 def small_model(rng: np.random.Generator) -> onnx.ModelProto:

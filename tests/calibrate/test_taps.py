@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxptq import ort, quantize
+from tests.cpus import needs_vnni
 from tests.small_models import proto_from_text
 
 Array = npt.NDArray[Any]
@@ -31,6 +32,7 @@ def feed(seed: int) -> dict[str, Array]:
     return {"x": x, "state": state, "flag": np.array(seed % 2 == 0)}
 
 
+@needs_vnni
 def test_an_input_that_only_a_body_reads_is_fed_too() -> None:
     net = proto_from_text(BODY, np.random.default_rng(0), WEIGHTS)
 

@@ -22,6 +22,7 @@ from onnxptq.recipe import Recipe, Role, TensorQuant
 from onnxptq.rewrite.storage import packed_bytes
 from onnxptq.runtime.lint import lint
 from onnxptq.runtime.verify import verify
+from tests.cpus import needs_vnni
 from tests.methods.test_weights import model_with
 from tests.small_models import proto_from_text
 
@@ -239,6 +240,7 @@ def test_equal_widths_leave_nothing_in_the_recipes_text() -> None:
     assert "widths" not in made("weights-mse").recipe.to_json()
 
 
+@needs_vnni
 @pytest.mark.parametrize("method", ["allocate-bits", "mse,allocate-bits{lowest=0},gptq"])
 def test_the_file_runs_in_integers_bit_for_bit(method: str, tmp_path: Path) -> None:
     result = made(method)

@@ -20,6 +20,7 @@ from onnxptq.quant import QParams, QuantSpec
 from onnxptq.recipe import Recipe, Role, TensorQuant
 from onnxptq.runtime.lint import lint
 from onnxptq.runtime.verify import verify
+from tests.cpus import needs_vnni
 from tests.methods.test_allocate_bits import NETWORK, WEIGHTS
 from tests.methods.test_weights import model_with
 from tests.small_models import from_text, proto_from_text
@@ -211,6 +212,7 @@ def test_a_channel_takes_nothing_of_a_correction_that_is_wrong_where_it_lands(
         np.testing.assert_array_equal(result.recipe.biases[name], numpy_helper.to_array(given))
 
 
+@needs_vnni
 @pytest.mark.parametrize(
     "method",
     [

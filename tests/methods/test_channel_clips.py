@@ -16,6 +16,7 @@ from onnxptq.pipeline import Quantized
 from onnxptq.recipe import Recipe
 from onnxptq.runtime.lint import lint
 from onnxptq.runtime.verify import verify
+from tests.cpus import needs_vnni
 from tests.methods.test_equalize import (
     RESIDUAL,
     RESIDUAL_WEIGHTS,
@@ -64,6 +65,7 @@ def test_factors_are_the_clips_relative_to_the_middle_one() -> None:
     assert np.log(scale).mean() == pytest.approx(0.0, abs=0.5)
 
 
+@needs_vnni
 def test_the_file_runs_in_integers_bit_for_bit(tmp_path: Path) -> None:
     _, _, each = wide()
     each.save(tmp_path / "q.onnx")

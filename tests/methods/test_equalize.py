@@ -28,6 +28,7 @@ from onnxptq.rewrite.channels import with_channels
 from onnxptq.rewrite.segments import Segment, find_segments
 from onnxptq.runtime.lint import lint
 from onnxptq.runtime.verify import verify
+from tests.cpus import needs_vnni
 from tests.small_models import from_text, proto_from_text, sqnr_db
 
 Array = npt.NDArray[Any]
@@ -165,6 +166,7 @@ def test_the_float_network_computes_the_same(triple: onnx.ModelProto, equalized:
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
+@needs_vnni
 def test_the_file_runs_on_integers_and_the_executor_agrees_bit_for_bit(
     equalized: Quantized, tmp_path: Path
 ) -> None:

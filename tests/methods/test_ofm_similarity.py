@@ -33,6 +33,7 @@ from onnxptq.report.inputs import info
 from onnxptq.report.totals import file_bytes
 from onnxptq.rewrite.options import Placing
 from onnxptq.rewrite.place import fixed_weights, place
+from tests.cpus import needs_vnni
 from tests.methods.test_gptq import RESIDUAL, WEIGHTS, images
 from tests.methods.test_gptq import network as even_network
 from tests.small_models import from_text, proto_from_text
@@ -303,6 +304,7 @@ def test_options_lead_to_a_choice_within_the_budget(options: str) -> None:
         assert set(widths(result.recipe).values()) <= {2, 4, 8}
 
 
+@needs_vnni
 def test_a_weight_that_layers_share_gets_one_width() -> None:
     shapes = {"w0": (8, 8), "w1": (8, 8), "w2": (8, 8)}
     rng = np.random.default_rng(1)

@@ -20,6 +20,7 @@ from onnxptq.quant import QParams
 from onnxptq.recipe import Recipe
 from onnxptq.requant import provable
 from onnxptq.rewrite.weights import bias_codes, fit_scales
+from tests.cpus import needs_vnni
 from tests.small_models import array_of, feeds_for, from_text, placed, proto_from_text
 
 Array = npt.NDArray[Any]
@@ -184,6 +185,7 @@ def test_a_second_time_changes_nothing(rng: np.random.Generator):
     assert all(twice.tensors[name] is tensor for name, tensor in once.tensors.items())
 
 
+@needs_vnni
 def test_a_weight_of_two_layers_serves_both(rng: np.random.Generator):
     weights = {"w0": (8, 8, 1, 1), "b0": (8,), "w1": (4, 8, 1, 1)}
     images = rng.normal(size=(8, 8, 5, 5)).astype(np.float32)

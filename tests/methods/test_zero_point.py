@@ -21,6 +21,7 @@ from onnxptq.quant import QParams, QuantSpec
 from onnxptq.rewrite.channels import with_channels
 from onnxptq.runtime.lint import lint
 from onnxptq.runtime.verify import verify
+from tests.cpus import needs_vnni
 from tests.small_models import from_text, proto_from_text, sqnr_db
 
 Array = npt.NDArray[Any]
@@ -109,6 +110,7 @@ def test_a_window_leaves_out_what_nobody_reads(ignored: onnx.ModelProto) -> None
     assert step.numbers["tried_db"] > step.numbers["tried_db_before"]
 
 
+@needs_vnni
 def test_channels_far_from_0_are_shifted_to_the_middle(
     spread: onnx.ModelProto, tmp_path: Path
 ) -> None:

@@ -25,6 +25,7 @@ from onnxptq.rewrite.weights import fit_scales
 from onnxptq.runtime.lint import lint
 from onnxptq.runtime.shares import IslandShare
 from onnxptq.runtime.verify import verify
+from tests.cpus import needs_vnni
 from tests.ort_versions import IS_OLD
 from tests.small_models import feeds_for, one_node, sqnr_db, with_ranges
 
@@ -115,6 +116,7 @@ def test_onnxruntime_runs_the_node_on_codes(op: Op, case: Case, rng: np.random.G
     assert len(found.integer_nodes) >= 1 or op.type in ("Relu", "Clip")
 
 
+@needs_vnni
 @pytest.mark.parametrize(("op", "case"), ROWS)
 def test_the_quantized_node_computes_the_same_up_to_rounding(
     op: Op, case: Case, rng: np.random.Generator
@@ -164,6 +166,7 @@ INDEXED = [
 ]
 
 
+@needs_vnni
 @pytest.mark.parametrize("chosen", FORMATS, ids=str)
 @pytest.mark.parametrize(("op_type", "position"), INDEXED)
 def test_the_executor_equals_onnxruntime_on_uint8_codes(
@@ -186,6 +189,7 @@ def computing(islands: Iterable[IslandShare]) -> list[str]:
     return sorted(op for island in islands for op in island.op_types if op not in borders)
 
 
+@needs_vnni
 @pytest.mark.parametrize("chosen", FORMATS, ids=str)
 @pytest.mark.parametrize(("op_type", "position"), INDEXED)
 def test_the_executor_equals_onnxruntime_on_int8_codes(op_type: str, position: int, chosen: Format):

@@ -14,6 +14,7 @@ from onnxptq.reach import INT32_MAX
 from onnxptq.runtime.execute import Executor
 from onnxptq.runtime.lower import lower
 from onnxptq.runtime.verify import verify
+from tests.cpus import needs_vnni
 from tests.ops.fused_nodes import Node
 from tests.ops.test_every_op import FORMATS, INDEXED, in_format, quantized_case
 from tests.ops.test_fused_products import CONVOLUTIONS, PRODUCTS
@@ -45,6 +46,7 @@ def _random(rng: np.random.Generator, shape: list[int], dtype: np.dtype[Any]) ->
     return rng.integers(ends.min, ends.max, shape, dtype, endpoint=True)
 
 
+@needs_vnni
 @pytest.mark.parametrize(("op_type", "position"), INDEXED)
 def test_an_operator_runs_as_in_onnxruntime(op_type: str, position: int):
     model, feeds = with_free_sizes(in_format(*quantized_case(op_type, position), FORMATS[0]))
@@ -56,6 +58,7 @@ def test_an_operator_runs_as_in_onnxruntime(op_type: str, position: int):
     assert IS_OLD or found.islands == ()
 
 
+@needs_vnni
 @pytest.mark.parametrize(
     "node", [*CONVOLUTIONS, *PRODUCTS, *PAIRS, *EXTREMES, *POOLS, *UNARY, *MOVES, *RESIZES], ids=str
 )

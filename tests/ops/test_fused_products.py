@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from onnxptq.runtime.verify import verify
+from tests.cpus import needs_vnni
 from tests.ops.fused_nodes import MICROSOFT, Data, Node, codes, int32s, s8, scale, u8
 
 MANY = scale(*(0.01 * (1 + i) for i in range(6)))
@@ -168,6 +169,7 @@ PRODUCTS = [
 ]
 
 
+@needs_vnni
 @pytest.mark.parametrize("node", CONVOLUTIONS + PRODUCTS, ids=str)
 def test_products_equal_onnxruntime(node: Node):
     found = verify(node.model())

@@ -13,6 +13,7 @@ from onnxptq.rewrite.options import Placing
 from onnxptq.rewrite.place import place
 from onnxptq.rewrite.qdq import insert_qdq
 from onnxptq.rewrite.storage import Storage
+from tests.cpus import needs_vnni
 from tests.small_models import feeds_for, from_text, placed, sqnr_db
 
 UINT8 = QuantSpec(8, signed=False)
@@ -132,6 +133,7 @@ def test_a_gates_output_has_no_entry_of_its_own(rng: np.random.Generator):
     assert set(place(model, Placing()).tensors) == {"x", "a", "m", "y", "w1", "w2"}
 
 
+@needs_vnni
 @pytest.mark.parametrize(
     "moved",
     [

@@ -7,6 +7,7 @@ from onnxptq import ort
 from onnxptq.rewrite.qdq import insert_qdq
 from onnxptq.rewrite.storage import Storage
 from onnxptq.runtime.lint import lint
+from tests.cpus import needs_vnni
 from tests.small_models import feeds_for, from_text, placed, sqnr_db
 
 MIDDLES = {
@@ -57,6 +58,7 @@ SHAPES = {"grouped": (8, 4, 3, 3), "depthwise": (8, 1, 3, 3), "line": (8, 8, 3)}
 EXPECTED_DB = {"w8a8": 25.0, "w4a4": -np.inf}
 
 
+@needs_vnni
 @pytest.mark.parametrize("per_channel", [True, False], ids=["per-channel", "per-tensor"])
 @pytest.mark.parametrize("bits", EXPECTED_DB)
 @pytest.mark.parametrize("middle", MIDDLES)

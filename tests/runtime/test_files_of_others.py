@@ -16,6 +16,7 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from onnxptq import demo_data
 from onnxptq.runtime.shares import IslandShare
 from onnxptq.runtime.verify import verify
+from tests.cpus import needs_vnni
 from tests.small_models import proto_from_text
 
 NET = """
@@ -135,6 +136,7 @@ def networks(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Network]:
     }
 
 
+@needs_vnni
 @pytest.mark.parametrize("written", WRITTEN, ids=str)
 def test_the_executor_equals_onnxruntime(
     written: Written, networks: Mapping[str, Network], tmp_path: Path

@@ -14,6 +14,7 @@ from onnxptq.graph import io
 from onnxptq.program import IntegerProgram
 from onnxptq.runtime.lower import lower
 from onnxptq.runtime.verify import verify
+from tests.cpus import needs_vnni
 from tests.small_models import proto_from_text
 
 FLOAT_BETWEEN = """net (float[N, 16, 8, 8] x) => (float[N, 16, 8, 8] y) {
@@ -47,6 +48,7 @@ def program(rng: np.random.Generator, tmp_path: Path) -> tuple[Path, IntegerProg
     return tmp_path / "q.onnx", lower(tmp_path / "q.onnx")
 
 
+@needs_vnni
 def test_a_float_convolution_has_the_bits_of_the_whole_model(
     program: tuple[Path, IntegerProgram],
 ) -> None:
@@ -71,6 +73,7 @@ def test_an_island_of_another_cpu_is_refused(program: tuple[Path, IntegerProgram
         executor.run(None, {"x": np.zeros((1, 16, 8, 8), np.float32)})
 
 
+@needs_vnni
 def test_bodies_read_codes_of_the_graph_around_them(rng: np.random.Generator) -> None:
     proto = proto_from_text(CAPTURED, rng, {"w": (3, 3), "v": (3, 3)})
     onnx.checker.check_model(proto)

@@ -12,6 +12,7 @@ from onnxptq.pipeline import quantize
 from onnxptq.program import IntegerProgram
 from onnxptq.runtime.lower import lower
 from onnxptq.runtime.verify import verify
+from tests.cpus import needs_vnni
 from tests.mutations import (
     CHANGES,
     INTEGERS,
@@ -109,6 +110,7 @@ def test_many_changes_are_noticed(name: str, kind: str, rng: np.random.Generator
     assert unnoticed(name, CHANGES[kind], 10 * MUTANTS, rng) == []
 
 
+@needs_vnni
 @pytest.mark.parametrize("kind", INTEGERS)
 @pytest.mark.parametrize("name", ALL)
 def test_a_change_of_rounding_passes_only_where_no_code_changes(

@@ -13,6 +13,7 @@ from onnxptq.runtime.generated import generated_feeds
 from onnxptq.runtime.lower import lower
 from onnxptq.runtime.pieces import Pieces
 from onnxptq.runtime.verify import verify
+from tests.cpus import needs_vnni
 from tests.networks import Activation, Branches, Conv, Excite, Net, Pool, Residual
 from tests.random_networks import quantized
 
@@ -60,6 +61,7 @@ def test_results_go_to_both_ends_where_a_network_never_takes_them():
         assert {0, 255} <= codes
 
 
+@needs_vnni
 @pytest.mark.parametrize("code", [0, 100, 255])
 def test_a_wrong_table_entry_is_found_at_any_code(code: int):
     """No image takes a Sigmoid to all codes; each entry is compared all the same."""

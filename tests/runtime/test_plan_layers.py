@@ -8,6 +8,7 @@ import pytest
 from onnxptq import formulas
 from onnxptq.errors import ProgramError
 from onnxptq.runtime.probe import check
+from tests.cpus import needs_vnni
 from tests.ort_versions import IS_OLD
 from tests.runtime.small_programs import (
     MICROSOFT,
@@ -53,6 +54,7 @@ CONVS: dict[str, tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]] = {
 }
 
 
+@needs_vnni
 @pytest.mark.parametrize("last", [False, True], ids=["nchw", "nhwc"])
 @pytest.mark.parametrize("dtypes", [("uint8", "int8"), ("uint8", "uint8"), ("int8", "int8")])
 @pytest.mark.parametrize("name", CONVS)

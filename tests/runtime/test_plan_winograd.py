@@ -17,6 +17,7 @@ from onnxptq.program import IntegerProgram, Value
 from onnxptq.runtime import plan_conv
 from onnxptq.runtime.execute import Executor
 from onnxptq.runtime.plan import make_plan
+from tests.cpus import needs_vnni
 from tests.runtime.small_programs import Builder, found, found_pair
 
 pytestmark = pytest.mark.skipif(not target.HAS_AVX2, reason="this CPU convolves the portable way")
@@ -83,6 +84,7 @@ def random_weight(rng: np.random.Generator, outs: int, channels: int) -> Array:
     return rng.integers(-8, 8, (outs, channels, 3, 3)).astype(np.int8)
 
 
+@needs_vnni
 @pytest.mark.parametrize(
     ("shape", "outs", "pads"),
     [
@@ -105,6 +107,7 @@ def test_tiles_give_what_the_direct_kernel_gives(
     np.testing.assert_array_equal(y, results(made, x, "conv_u8s8"))
 
 
+@needs_vnni
 @pytest.mark.parametrize("ending", ["sum", "accumulators"])
 def test_sums_and_accumulators_too(ending: str, rng: np.random.Generator) -> None:
     x = rng.integers(0, 256, (1, 7, 6, 16)).astype(np.uint8)
@@ -115,6 +118,7 @@ def test_sums_and_accumulators_too(ending: str, rng: np.random.Generator) -> Non
     np.testing.assert_array_equal(y, results(made, x, "conv_u8s8"))
 
 
+@needs_vnni
 def test_signed_codes_are_moved_as_they_are_stored(rng: np.random.Generator) -> None:
     x = rng.integers(-128, 128, (1, 6, 6, 8)).astype(np.int8)
     made = program(random_weight(rng, 8, 8), (-31, 32), zero=-31, signed=True)
@@ -154,6 +158,7 @@ def test_other_windows_are_left_to_other_kernels(
         assert "winograd" not in kernels_of(made, (1, 8, 8, 8))
 
 
+@needs_vnni
 @given(
     lo=st.integers(0, 255),
     width=st.integers(58, 68) | st.integers(0, 255),

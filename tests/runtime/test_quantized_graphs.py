@@ -11,6 +11,7 @@ from onnx import numpy_helper
 
 from onnxptq.graph import io
 from onnxptq.runtime.verify import verify
+from tests.cpus import needs_vnni
 from tests.ort_versions import IS_OLD
 
 PARAMETERS = """
@@ -269,6 +270,7 @@ GRAPHS = [
 ]
 
 
+@needs_vnni
 @pytest.mark.parametrize("graph", GRAPHS, ids=lambda graph: graph.name)
 def test_the_graph_runs_as_in_onnxruntime(graph: Graph):
     found = verify(graph.model())

@@ -3,6 +3,7 @@
 import pytest
 from hypothesis import HealthCheck, given, settings
 
+from tests.cpus import needs_vnni
 from tests.networks import Net
 from tests.odd_graphs import Odd
 from tests.random_networks import check, quantized
@@ -12,6 +13,7 @@ from tests.strategies import networks, odd_graphs
 LARGE = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example]
 
 
+@needs_vnni
 @settings(max_examples=50, suppress_health_check=LARGE)
 @given(networks)
 def test_random_networks_run_as_in_onnxruntime(net: Net):
@@ -25,6 +27,7 @@ def test_many_random_networks_run_as_in_onnxruntime(net: Net):
     check(quantized(net))
 
 
+@needs_vnni
 @settings(max_examples=120, suppress_health_check=LARGE)
 @given(odd_graphs)
 def test_graphs_of_others_with_odd_parameters_run_as_in_onnxruntime(odd: Odd):

@@ -22,6 +22,7 @@ from onnxptq.runtime.execute import Executor
 from onnxptq.runtime.generated import generated_feeds
 from onnxptq.runtime.lower import lower
 from onnxptq.runtime.verify import verify
+from tests.cpus import needs_vnni
 from tests.networks import Activation, Branches, Conv, Excite, Net, Pool, Residual
 from tests.random_networks import quantized
 
@@ -44,6 +45,7 @@ def with_wrong_weight(program: IntegerProgram) -> IntegerProgram:
     return replace(program, instrs=tuple(instrs))
 
 
+@needs_vnni
 @pytest.mark.parametrize("name", NETS)
 def test_all_tensors_are_compared_on_made_up_inputs(name: str):
     model = quantized(NETS[name])
@@ -64,6 +66,7 @@ def test_all_tensors_are_compared_on_made_up_inputs(name: str):
     assert result.tensors >= len(made)
 
 
+@needs_vnni
 def test_given_data_are_compared(rng: np.random.Generator):
     model = quantized(NETS["residual"])
     batches = [{"x": rng.normal(size=(n, 3, 6, 5)).astype(np.float32)} for n in (1, 3, 2)]
@@ -86,6 +89,7 @@ def test_a_file_and_a_model_give_the_same_answer(tmp_path: Path):
     assert verify(path) == verify(model)
 
 
+@needs_vnni
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("name", NETS)
 def test_outputs_are_those_of_plain_sessions(name: str, threads: int):
@@ -100,6 +104,7 @@ def test_outputs_are_those_of_plain_sessions(name: str, threads: int):
             np.testing.assert_array_equal(array, expected[name_], strict=True)
 
 
+@needs_vnni
 @pytest.mark.parametrize("name", NETS)
 def test_codes_are_those_of_the_tapped_file(name: str):
     """A second look into onnxruntime: the outputs of Q nodes of the file as it was written."""
@@ -152,6 +157,7 @@ def digits(tmp_path: Path) -> Path:
     return path
 
 
+@needs_vnni
 def test_the_command_line_answers_in_json(digits: Path, capsys: pytest.CaptureFixture[str]):
     assert cli.run(["verify", str(digits), "--json", "-"]) == 0
 
@@ -189,6 +195,7 @@ def test_a_difference_ends_with_one_and_is_shown(
         assert f"{number:g}" in shown
 
 
+@needs_vnni
 def test_islands_are_listed_with_their_shares():
     model = quantized(Net(blocks=(Conv(4), Activation("Swish"), Conv(4, then="Elu")), head="gemm"))
 
@@ -204,6 +211,7 @@ def test_islands_are_listed_with_their_shares():
     assert sum(island.share_of_elements for island in result.islands) < 1
 
 
+@needs_vnni
 def test_a_float_convolution_has_its_share_of_macs_in_any_layout():
     """12 channels are 16 in the layout of most CPUs."""
     net = Net(blocks=(Conv(4, (1, 1), pads=(0, 0, 0, 0)), Conv(12, (3, 3))), head="none")
