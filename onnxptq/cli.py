@@ -193,7 +193,7 @@ def lint(
     risk = ", ".join(result.saturation_risk) or "none"
     counts = {"integer nodes": str(len(result.integer_nodes)), "saturation risk": risk}
     answer.say(terminal.facts(counts), terminal.float_nodes(result.float_nodes))
-    answer.say(*terminal.notes(result.target_problems))
+    answer.say(*terminal.notes((*result.target_problems, *terminal.slow(result.slow_nodes))))
     answer.answer(asdict(result))
 
 

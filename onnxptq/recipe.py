@@ -18,6 +18,8 @@ from onnxptq.quant import F32, I32, QParams, QuantSpec
 
 IntArray = npt.NDArray[np.integer]
 FORMAT = "onnxptq.recipe/1"
+OPTIONAL = ("channel_scales", "channel_shifts", "borders", "rounding_scales", "widths")
+"""Entries that most recipes do not have."""
 
 
 class Role(enum.StrEnum):
@@ -76,6 +78,10 @@ class Recipe:
             read it undo it (`rewrite.channels`).
         channel_shifts: Value name to one number a channel, added behind the scale; see there.
             Weights, codes, biases and ranges are those of the model that all this was applied to.
+        borders: Activation name to the borders of each channel, in steps, [C, levels]: level k + 1
+            begins k + border steps above the lowest code. Absent where it is one half everywhere.
+        rounding_scales: Activation name to the scale that QuantizeLinear divides it by, [], where
+            that is not the one that its codes stand for.
         widths: Weight name to the bits of each channel, [C], where they differ: a channel's codes
             are the first 2^width of its window, of one code at width 0.
         steps: The methods applied so far, in order.
@@ -88,6 +94,8 @@ class Recipe:
     biases: Mapping[str, F32] = field(default_factory=dict[str, F32])
     channel_scales: Mapping[str, F32] = field(default_factory=dict[str, F32])
     channel_shifts: Mapping[str, F32] = field(default_factory=dict[str, F32])
+    borders: Mapping[str, F32] = field(default_factory=dict[str, F32])
+    rounding_scales: Mapping[str, F32] = field(default_factory=dict[str, F32])
     widths: Mapping[str, I32] = field(default_factory=dict[str, I32])
     steps: tuple[Step, ...] = ()
 
@@ -116,7 +124,8 @@ class Recipe:
     def with_params(self, params: Mapping[str, QParams], set_by: str) -> "Recipe":
         """A recipe with new parameters for these values and for all that are tied to them.
 
-        Codes and widths that were chosen for the old parameters are dropped.
+        Codes and widths that were chosen for the old parameters are dropped; the scale that an
+        activation is rounded by keeps its ratio to the new one.
 
         Raises:
             SpecError: A value is not in the recipe.
@@ -131,7 +140,11 @@ class Recipe:
                 tensors[name] = replace(tensor, params=params[root], set_by=set_by)
         codes = {name: codes for name, codes in self.codes.items() if name not in params}
         widths = {name: bits for name, bits in self.widths.items() if name not in params}
-        return replace(self, tensors=tensors, codes=codes, widths=widths)
+        roundings = dict(self.rounding_scales)
+        for name in roundings.keys() & params.keys():
+            ratio = params[name].scale / self.tensors[name].params.scale
+            roundings[name] = np.asarray(roundings[name] * ratio, np.float32)
+        return replace(self, tensors=tensors, codes=codes, widths=widths, rounding_scales=roundings)
 
     def with_range(self, value: str, lo: float, hi: float, set_by: str) -> "Recipe":
         """A recipe in which `value` (and what is tied to it) covers the real range [lo, hi]."""
@@ -158,10 +171,12 @@ class Recipe:
             "biases": _vectors_to_dict(self.biases),
             "channel_scales": _vectors_to_dict(self.channel_scales),
             "channel_shifts": _vectors_to_dict(self.channel_shifts),
+            "borders": _vectors_to_dict(self.borders),
+            "rounding_scales": _vectors_to_dict(self.rounding_scales),
             "widths": {name: self.widths[name].tolist() for name in sorted(self.widths)},
         }
         # Most recipes have none of these, and then say nothing of them, as before there were any.
-        for name in ("channel_scales", "channel_shifts", "widths"):
+        for name in OPTIONAL:
             if not data[name]:
                 del data[name]
         return _dump(data)
@@ -190,6 +205,8 @@ class Recipe:
                 biases=_vectors_from_dict(data["biases"]),
                 channel_scales=_vectors_from_dict(data.get("channel_scales", {})),
                 channel_shifts=_vectors_from_dict(data.get("channel_shifts", {})),
+                borders=_vectors_from_dict(data.get("borders", {})),
+                rounding_scales=_vectors_from_dict(data.get("rounding_scales", {})),
                 widths={
                     name: np.asarray(entry, np.int32)
                     for name, entry in data.get("widths", {}).items()

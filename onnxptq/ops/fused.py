@@ -1,6 +1,6 @@
 """Fused: a node of the graph that onnxruntime runs, as the lowering of its operator sees it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from onnxptq import reach, requant
 from onnxptq.errors import ProgramError
+from onnxptq.ops.borders import Counting
 from onnxptq.ops.nodes import constant, input_at
 from onnxptq.program import ABSENT, Attribute, Value
 from onnxptq.requant import Requant
@@ -44,6 +45,10 @@ class Builder(Protocol):
 
     def window(self, value: ir.Value, lo: int, hi: int) -> tuple[ir.Value, int, int]:
         """Take in the Clip that alone reads `value`: its output, and the codes that are left."""
+        ...
+
+    def absorb(self, nodes: Sequence[ir.Node]) -> None:
+        """Take in nodes, which then have no instruction of their own."""
         ...
 
     def table(self, node: ir.Node) -> npt.NDArray[np.integer]:
@@ -232,6 +237,9 @@ class Fused:
             made = ("int32", int(sums.lo.min(initial=0)), int(sums.hi.max(initial=0)))
             self.emit(op, inputs, made, parts=parts, output=result.target)
             return
+        if isinstance(result.output, Counting):
+            self._emit_counting(op, inputs, sums.lo.size, result.output, parts)
+            return
         y = result.output
         source = self.node.outputs[0]
         target, lo, hi = self.builder.window(source, *y.ends)
@@ -247,6 +255,20 @@ class Fused:
             output=target,
         )
 
+    def _emit_counting(
+        self, op: str, inputs: tuple[int, ...], channels: int, found: Counting, parts: Parts
+    ) -> None:
+        levels = found.table.shape[1]
+        table = np.broadcast_to(found.table, (channels, levels))
+        self.emit(
+            op,
+            inputs,
+            ("uint8", found.lowest, found.lowest + levels),
+            parts=parts,
+            requantize=requant.of_borders(table, found.lowest),
+            output=found.nodes[-1].outputs[0],
+        )
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Result:
@@ -255,13 +277,14 @@ class Result:
     Attributes:
         scale: Real value of one step of the accumulator, float32 as onnxruntime rounds it, [C] or
             [1].
-        output: Format of the codes, or None where the accumulators themselves are the result.
+        output: Format of the codes, or thresholds that give them; None where the accumulators
+            themselves are the result.
         terms: What is summed, for the message about overflow.
         target: The value that gets the accumulators, where that is not the node's output.
     """
 
     scale: npt.NDArray[np.float32]
-    output: Output | None
+    output: Output | Counting | None
     terms: str
     target: ir.Value | None = None
 

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from onnxptq import reach
+from onnxptq.ops.borders import counting
 from onnxptq.ops.fused import Fused, NotInteger, Result
 from onnxptq.ops.nodes import float_attribute, int_attribute, ints_attribute, string_attribute
 from onnxptq.program import Attribute
@@ -28,8 +29,15 @@ def qlinear_conv(node: Fused) -> None:
 
 
 def conv_integer(node: Fused) -> None:
-    """ConvInteger: x, w and their zero points; the accumulators are the result."""
+    """ConvInteger: x, w and their zero points; the accumulators are the result, or codes.
+
+    Codes where thresholds that accumulators have reached are counted behind it.
+    """
+    found = counting(node.node.outputs[0])
     ends = _Ends(np.ones(1, np.float32), None)
+    if found is not None:
+        node.builder.absorb(found.nodes)
+        ends = _Ends(np.ones(1, np.float32), found)
     _convolve(node, (node.number(2), node.array(1), node.zeros(3)), None, ends)
 
 

@@ -142,6 +142,16 @@ def steps(rows: Sequence[StepRow]) -> Table:
     return table
 
 
+def slow(nodes: Sequence[str]) -> tuple[str, ...]:
+    """What to know about convolutions with tables of borders, if there are any."""
+    if not nodes:
+        return ()
+    return (
+        f"{len(nodes)} convolutions have tables of borders, from {nodes[0]} on: onnxruntime runs "
+        "them in integers but slowly; the executor has a form for them",
+    )
+
+
 def notes(texts: Sequence[str]) -> tuple[RenderableType, ...]:
     """What else there is to know, a line each."""
     return tuple(Text(f"note: {text}") for text in texts)

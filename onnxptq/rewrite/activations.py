@@ -7,11 +7,13 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
+from onnxptq.errors import SpecError
 from onnxptq.ops.hard_sigmoid import slope_of
 from onnxptq.ops.nodes import constant, is_constant, scalar
 from onnxptq.ops.op import Fusion
 from onnxptq.quant import QParams
 from onnxptq.recipe import Recipe, provenance
+from onnxptq.rewrite.borders import BorderWriter, layer_numbers, thresholds
 from onnxptq.rewrite.clamps import Clamp, clamp_of, code_of, code_window
 from onnxptq.rewrite.gates import GATE, gate_codes
 from onnxptq.rewrite.place import Layout, is_derived
@@ -39,6 +41,7 @@ class ActivationWriter:
         self._codes: dict[str, ir.Value] = {}
         self._params: dict[str, QParams] = {}
         self._names: dict[int, str] = {}
+        self._borders = BorderWriter(sheet)
 
     def is_dequantized(self, value: ir.Value) -> bool:
         """Whether a value is what a DequantizeLinear of ours gives."""
@@ -53,7 +56,9 @@ class ActivationWriter:
         readers = [(use.node, use.idx) for use in value.uses()]
         producer = value.producer()
         replaced = self._layout.folded.get(name)
-        if replaced is None and producer is not None and self._is_on_codes(producer):
+        if name in self._recipe.borders:
+            self._codes[name] = self._bordered(name, value, params, replaced)
+        elif replaced is None and producer is not None and self._is_on_codes(producer):
             replaced = producer
             self._codes[name] = self._on_codes(name, producer, params)
         else:
@@ -62,6 +67,8 @@ class ActivationWriter:
         self._reroute(value, real, readers, replaced)
         if replaced is not None:
             self._sheet.graph.remove(replaced, safe=True)
+        if name in self._recipe.borders:
+            self._borders.remove_layers()
 
     def _params_of(self, name: str, value: ir.Value) -> QParams:
         if not is_derived(value, self._layout.regions):
@@ -95,7 +102,13 @@ class ActivationWriter:
         source = value if clamp is None else clamp.inputs[0]
         assert source is not None
         codes = codes_like(f"{name}_QuantizeLinear_Output", value)
-        inputs = [source, *self._sheet.parameters(name, params)]
+        scale, zero_point = self._sheet.parameters(name, params)
+        rounding = self._recipe.rounding_scales.get(name)
+        if rounding is not None:
+            # A border that is linear in the code: rounded by one scale, read by another.
+            scale = self._sheet.add(f"{name}_rounding_scale", np.float32(rounding))
+            params = params.with_scale(np.float32(rounding))
+        inputs = [source, scale, zero_point]
         q = ir.node("QuantizeLinear", inputs, outputs=[codes], name=f"{name}_QuantizeLinear")
         if clamp is not None:
             q.metadata_props[CLAMP_KEY] = _clamp_text(clamp)
@@ -103,6 +116,27 @@ class ActivationWriter:
         if clamp is None and self._only_moved(name, value.producer()):
             return codes
         return self._window(name, codes, params, NO_CLAMP if clamp is None else clamp_of(clamp))
+
+    def _bordered(
+        self, name: str, value: ir.Value, params: QParams, clamp: ir.Node | None
+    ) -> ir.Value:
+        """Codes by tables of thresholds behind the convolution that makes a value."""
+        source = value if clamp is None else clamp.inputs[0]
+        layer = None if source is None else source.producer()
+        if layer is None or layer.op_type != "Conv":
+            raise SpecError(f"value {name!r} has borders, but no convolution makes it")
+        assert layer.inputs[0] is not None
+        inner = self._name_of(layer.inputs[0])
+        x = self._params[inner]
+        window = code_window(params, NO_CLAMP if clamp is None else clamp_of(clamp))
+        step, bias = layer_numbers(layer, x, params)
+        borders, shape = self._recipe.borders[name], (step.size, params.spec.levels - 1)
+        if borders.shape != shape:
+            raise SpecError(f"value {name!r} has borders {borders.shape}, not {shape}")
+        table = thresholds(borders, step, bias, params, window)
+        _, zero_point = self._sheet.parameters(inner, x)
+        operands = (self._codes[inner], zero_point)
+        return self._borders.write(name, layer, operands, table, int(params.code_lo))
 
     def _only_moved(self, name: str, producer: ir.Node | None) -> bool:
         """Whether the codes are copies of tied ones, which lie in the window already."""

@@ -10,6 +10,7 @@ from onnxptq.ops.nodes import is_constant
 from onnxptq.ops.op import Fusion
 from onnxptq.recipe import Recipe
 from onnxptq.rewrite.activations import ActivationWriter
+from onnxptq.rewrite.borders import declare
 from onnxptq.rewrite.channels import with_channels
 from onnxptq.rewrite.layers import LayerWriter
 from onnxptq.rewrite.place import lay_out, regions_of
@@ -88,6 +89,8 @@ def _write(model: ir.Model, recipe: Recipe, storage: Storage) -> None:
     for node in nodes:
         if node.graph is not None and not layout.regions.holds(node):
             _guard(sheet, activations, node)
+    if recipe.borders:
+        declare(model)
     sheet.drop_unused_initializers()
 
 

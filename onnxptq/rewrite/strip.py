@@ -19,6 +19,7 @@ from onnxptq.graph import shapes
 from onnxptq.graph.io import digest
 from onnxptq.graph.text import where
 from onnxptq.ops.nodes import constant
+from onnxptq.quant import F32
 from onnxptq.recipe import Recipe, Role, Step, TensorQuant, from_description, read_provenance
 from onnxptq.rewrite.sheet import (
     CLAMP_KEY,
@@ -44,6 +45,10 @@ def strip(model: ir.Model) -> tuple[ir.Model, Recipe]:
     Raises:
         ModelError: The model was not written by `insert_qdq`, or was changed since.
     """
+    if model.functions:
+        raise ModelError(
+            "the file has tables of borders, which hold no float convolution to take it apart into"
+        )
     codes = _constant_codes(model)
     model = model.clone()
     stripper = _Stripper(model, codes)
@@ -52,7 +57,14 @@ def strip(model: ir.Model) -> tuple[ir.Model, Recipe]:
     props = model.metadata_props
     floats = json.loads(props.pop(FLOAT_NODES_KEY, "{}"))
     steps = tuple(Step(text) for text in _method_texts(props.pop(STEPS_KEY, "")))
-    recipe = Recipe(digest(model), stripper.tensors, floats, stripper.bias_codes, steps=steps)
+    recipe = Recipe(
+        digest(model),
+        stripper.tensors,
+        floats,
+        stripper.bias_codes,
+        rounding_scales=stripper.rounding_scales,
+        steps=steps,
+    )
     return model, recipe
 
 
@@ -105,6 +117,7 @@ class _Stripper:
         self._real: dict[int, ir.Value] = {}
         self.tensors: dict[str, TensorQuant] = {}
         self.bias_codes: dict[str, npt.NDArray[np.integer]] = {}
+        self.rounding_scales: dict[str, F32] = {}
 
     def run(self) -> None:
         for node in list(self._graph):
@@ -174,6 +187,7 @@ class _Stripper:
         source = node.inputs[0]
         assert source is not None
         if node.op_type == "QuantizeLinear":
+            self._remember_rounding(node, name)
             clamp = node.metadata_props.get(CLAMP_KEY)
             return source if clamp is None else self._clamp(json.loads(clamp), source, node, name)
         inner = self._real.get(id(source))
@@ -182,6 +196,11 @@ class _Stripper:
         if node.op_type == "Clip":
             return self._clamp(json.loads(node.metadata_props[CLAMP_KEY]), inner, node, name)
         return self._pad(node, inner, name)
+
+    def _remember_rounding(self, quantize: ir.Node, name: str) -> None:
+        scale = constant(quantize.inputs[1])
+        if scale is not None and scale != self.tensors[name].params.scale:
+            self.rounding_scales[name] = np.asarray(scale, np.float32)
 
     def _gate(self, dequantize: ir.Node) -> ir.Value | None:
         """A HardSigmoid put back, where its codes are what is dequantized."""

@@ -20,6 +20,7 @@ from onnxptq.graph import io, shapes
 from onnxptq.ops.nodes import constant, is_constant
 from onnxptq.ops.op import Fusion, Op
 from onnxptq.passes.names import NameNodes
+from onnxptq.rewrite import borders
 from onnxptq.rewrite.regions import outer_consumers, record
 from onnxptq.rewrite.sheet import FLOAT_NODES_KEY
 from onnxptq.runtime.targets import complaints
@@ -65,6 +66,8 @@ class Lint:
         float_nodes: The others that compute.
         saturation_risk: Layers whose sums of two products can leave int16: on an x86 CPU without
             VNNI they saturate, and the numbers differ from those of this file elsewhere.
+        slow_nodes: Convolutions with tables of borders: in integers, but as several nodes, each of
+            which walks over all numbers.
         target_problems: What the onnxruntime version asked for cannot do with this file.
     """
 
@@ -72,6 +75,7 @@ class Lint:
     float_nodes: tuple[FloatNode, ...]
     saturation_risk: tuple[str, ...]
     target_problems: tuple[str, ...] = ()
+    slow_nodes: tuple[str, ...] = ()
 
     @property
     def fused(self) -> bool:
@@ -106,7 +110,8 @@ def lint(source: Path | ir.Model, target_ort: str | None = None) -> Lint:
         else:
             integer.append(name)
     risky = tuple(str(node.name) for node in model.graph if _may_saturate(node))
-    return Lint(tuple(integer), tuple(floats), risky, complaints(model, target_ort))
+    slow = tuple(str(node.name) for node in model.graph if node.domain == borders.DOMAIN)
+    return Lint(tuple(integer), tuple(floats), risky, complaints(model, target_ort), slow)
 
 
 class _Running:

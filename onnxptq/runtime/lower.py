@@ -6,7 +6,7 @@ instruction here; what it leaves in float becomes an island that it runs itself.
 """
 
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,8 @@ from onnxptq.runtime.submodel import read_values
 
 SHAPE_READERS = ("Shape", "Size")
 """Operators that read nothing of a tensor but its shape."""
+INLINED = "_inlfunc_"
+"""How the names of nodes begin that onnxruntime took out of a function of the file."""
 RANDOM = ("RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial",
           "Bernoulli")  # fmt: skip
 """Operators that give something else each time."""
@@ -150,6 +152,10 @@ class _Lowering:
             value = clip.outputs[0]
             readers = list(value.uses())
         return value, lo, hi
+
+    def absorb(self, nodes: Sequence[ir.Node]) -> None:
+        """Take in nodes, which then have no instruction of their own."""
+        self._draft.absorbed.extend(nodes)
 
     def table(self, node: ir.Node) -> npt.NDArray[np.integer]:
         """What onnxruntime's kernel makes of each code of the node's first input."""
@@ -277,11 +283,14 @@ class _Lowering:
         return Step(kind, node, (), why)
 
     def _instr(self, emitted: Emitted, node: ir.Node) -> Instr:
+        name = ort.plain_name(str(node.name))
+        if name.startswith(INLINED):
+            name = str(emitted.outputs[0].name)
         return Instr(
             emitted.op,
             emitted.inputs,
             tuple(self._numbers[str(value.name)] for value in emitted.outputs),
-            ort.plain_name(str(node.name)),
+            name,
             emitted.arrays,
             emitted.attrs,
             emitted.requant,
