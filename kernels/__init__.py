@@ -8,8 +8,10 @@ import numpy as np
 
 from onnxptq.kernels import (
     accumulate,
+    borders,
     boundary,
     cases,
+    cases_borders,
     cases_boundary,
     cases_conv,
     cases_conv_u8s8,
@@ -133,6 +135,22 @@ KERNELS: dict[str, Kernel] = {
         cases_fake_quantize.mix_work,
         cases_fake_quantize.WORK,
         0.0,
+    ),
+    "border_round": Kernel(
+        borders.border_round,
+        borders.border_round_naive,
+        cases_borders.rounded,
+        cases_borders.rounded_work,
+        cases_borders.WORK,
+        0.0,
+    ),
+    "border_round_gradient": Kernel(
+        borders.border_round_gradient,
+        borders.border_round_gradient_naive,
+        cases_borders.gradients,
+        cases_borders.gradient_work,
+        cases_borders.WORK,
+        1e-4,
     ),
     "pair": Kernel(
         pair.pair, pair.pair_naive, cases_pair.pairs, cases_pair.pair_work, cases_pair.WORK, 0.0

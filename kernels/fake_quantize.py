@@ -79,7 +79,7 @@ def fake_quantize_gradient(x: F32, free: U8, grid: F32, grad: F32, out: F32) -> 
         end = min(begin + CHUNK, x.size)
         _slopes(x[begin:end], free[begin:end], grad[begin:end], (scale, lo, hi), slopes)
         _kept(x[begin:end], free[begin:end], grad[begin:end], (scale, lo, hi), out[begin:end])
-        total += _sum(slopes[: end - begin])
+        total += sum_of(slopes[: end - begin])
     return total * scale
 
 
@@ -104,7 +104,8 @@ def _kept(x: F32, free: U8, grad: F32, grid: tuple[float, float, float], out: F3
 
 
 @jit
-def _sum(values: F32) -> float:
+def sum_of(values: F32) -> float:
+    """Sum of float32 numbers, taken in lanes, [n]."""
     lanes = np.zeros(LANES, np.float32)
     whole = values.size // LANES * LANES
     for begin in range(0, whole, LANES):

@@ -19,6 +19,7 @@ class Quality(StrEnum):
 
     QUICK = "quick"
     FAST = "fast"
+    BEST = "best"
 
 
 class Engine(StrEnum):
@@ -137,12 +138,19 @@ QualityFlag = Annotated[
     Quality,
     typer.Option(
         help="fast: weights are rounded against the data, in seconds to minutes; quick: ranges from"
-        " statistics, rounding to nearest."
+        " statistics, rounding to nearest; best: weights and activations are learned by gradients,"
+        " in minutes to an hour (needs the torch extra)."
     ),
 ]
 Method = Annotated[
     str | None,
     typer.Option("--method", "-m", metavar="SPEC", help='Instead: such as "mse{p=2.4},gptq".'),
+]
+Iterations = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N", min=1, help="Iterations of methods that learn by gradients; fewer is quicker."
+    ),
 ]
 RecipeIn = Annotated[
     Path | None,

@@ -11,7 +11,7 @@ from onnxptq import spec
 from onnxptq.calibrate.progress import Progress
 from onnxptq.calibrate.run import CollectOptions
 from onnxptq.errors import SpecError
-from onnxptq.methods import METHODS, QUALITIES, parse_methods, with_budgets
+from onnxptq.methods import METHODS, methods_of, parse_methods, with_budgets, with_iterations
 from onnxptq.methods.ofm_similarity import OfmSimilarity
 from onnxptq.rewrite.options import Placing
 from onnxptq.rewrite.storage import Storage
@@ -25,8 +25,9 @@ class Settings:
         bits: Widths of weights and of the activations that layers read, for example "w4a8".
         layer_bits: "PATTERN=w4a8" for nodes, operator types, values or weights; the last one wins.
         quality: "fast" for the methods that keep accuracy in seconds to minutes, "quick" for ranges
-            from statistics and rounding to nearest.
+            from statistics and rounding to nearest, "best" for weights learned by gradients.
         method: Comma-separated methods, applied in order; None for those of `quality`.
+        iterations: Of each method that learns by gradients; None for the number of the method.
         recipe: A saved recipe; all decisions are taken from it, and no data is needed.
         float_patterns: Nodes or operator types to leave in float.
         keep_first_last: 8 bits for the network's input, its first and last weights, and the last
@@ -54,6 +55,7 @@ class Settings:
     layer_bits: tuple[str, ...] = ()
     quality: str = "fast"
     method: str | None = None
+    iterations: int | None = None
     recipe: Path | None = None
     float_patterns: tuple[str, ...] = ()
     keep_first_last: bool = True
@@ -74,7 +76,7 @@ class Settings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "jobs"):
+        for name in ("batch_size", "jobs", "iterations"):
             _require_at_least(1, name, getattr(self, name))
         _require_at_least(0, "report_samples", self.report_samples)
         self.placing().overrides()
@@ -134,9 +136,9 @@ class Settings:
         Raises:
             SpecError: The quality, a method or one of its options does not exist.
         """
-        if self.quality not in QUALITIES:
-            raise spec.unknown("quality", self.quality, QUALITIES)
-        text = self.method or QUALITIES[self.quality]
+        widths = self.placing().widths()
+        chosen = methods_of(self.quality, min(widths.weight or 8, widths.activation or 8))
+        text = with_iterations(self.method or chosen, self.iterations)
         if not spec.parse(text, METHODS, "method"):
             raise SpecError("method: the text is empty; name at least one")
         return with_budgets(
@@ -152,6 +154,7 @@ _DECIDED = (
     "layer_bits",
     "quality",
     "method",
+    "iterations",
     "float_patterns",
     "keep_first_last",
     "second_input_8",

@@ -79,3 +79,31 @@ def test_what_a_recipe_has_decided_is_known_to_be_ignored():
 
     assert Settings.of({"recipe": "r.json", **changed}).ignored() == ("bits", "method")
     assert Settings.of(changed).ignored() == ()
+
+
+@pytest.mark.parametrize(
+    ("bits", "learned"),
+    [("w8a8", "qdrop"), ("w4a4", "qdrop"), ("w4a3", "aquant"), ("w2", "aquant")],
+)
+def test_the_best_methods_depend_on_the_fewest_bits(bits: str, learned: str):
+    assert f",{learned}" in Settings(bits=bits, quality="best").methods()
+
+
+def test_iterations_are_those_of_all_methods_that_learn():
+    settings = Settings(method="mse,weights-mse,qdrop{scales=true},finetune", iterations=8)
+
+    assert settings.methods() == (
+        "mse,weights-mse,qdrop{iterations=8,scales=true},finetune{iterations=4}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"iterations": 7}, "--iterations needs a method that learns by gradients"),
+        ({"iterations": 0, "quality": "best"}, "iterations is 0; at least 1 is needed"),
+    ],
+)
+def test_iterations_that_nobody_takes_are_refused(options: dict[str, Any], message: str):
+    with pytest.raises(SpecError, match=message):
+        Settings(**options)

@@ -4,6 +4,7 @@ import time
 from dataclasses import replace
 from typing import Any
 
+from onnxptq.errors import SpecError
 from onnxptq.methods.aciq import Aciq
 from onnxptq.methods.allocate_bits import AllocateBits
 from onnxptq.methods.bias_correction import BiasCorrection
@@ -20,12 +21,14 @@ from onnxptq.methods.provable_scales import ProvableScales
 from onnxptq.methods.reconstruction.adaround import AdaRound
 from onnxptq.methods.reconstruction.aquant import AQuant
 from onnxptq.methods.reconstruction.brecq import Brecq
+from onnxptq.methods.reconstruction.by_gradients import ByGradients
+from onnxptq.methods.reconstruction.finetune import FineTune
 from onnxptq.methods.reconstruction.pd_quant import PdQuant
 from onnxptq.methods.reconstruction.qdrop import QDrop
 from onnxptq.methods.weights import WeightsAsymmetric, WeightsMinMax, WeightsMse
 from onnxptq.methods.zero_point import ZeroPoint
 from onnxptq.recipe import Recipe, Step, alike
-from onnxptq.spec import parse, to_text
+from onnxptq.spec import parse, to_text, unknown
 
 METHODS: dict[str, type[Any]] = {
     method.name: method
@@ -48,6 +51,7 @@ METHODS: dict[str, type[Any]] = {
         QDrop,
         PdQuant,
         AQuant,
+        FineTune,
         BiasCorrection,
         ProvableScales,
     )
@@ -63,14 +67,24 @@ ROUNDING = (
     QDrop,
     PdQuant,
     AQuant,
+    FineTune,
 )
 """What chooses ranges or codes of weights, and must come behind what chooses their bits."""
 
 DEFAULT_METHODS = "mse,weights-mse"
 """Used for what the named methods leave undecided."""
 
-QUALITIES = {"quick": DEFAULT_METHODS, "fast": f"equalize,{DEFAULT_METHODS},zero-point,gptq"}
-"""Methods of each --quality: statistics alone, or with the model run layer by layer."""
+_FAST = f"equalize,{DEFAULT_METHODS},zero-point,gptq"
+QUALITIES = {
+    "quick": DEFAULT_METHODS,
+    "fast": _FAST,
+    "best": f"{_FAST},qdrop{{scales=true,from-codes=true}},finetune",
+}
+"""Methods of each --quality: statistics alone; the model run layer by layer; blocks learned."""
+
+LOW_BITS = 3
+BEST_AT_LOW_BITS = f"equalize,{DEFAULT_METHODS},zero-point,aquant,finetune"
+"""What "best" is where weights or activations have so few bits."""
 
 LAST_METHOD = ProvableScales.name
 """Run behind all else that chooses scales, whatever methods are named."""
@@ -83,6 +97,17 @@ def parse_methods(text: str) -> tuple[Method, ...]:
         SpecError: An unknown method or option.
     """
     return parse(text, METHODS, "method")
+
+
+def methods_of(quality: str, bits: int) -> str:
+    """The methods of a --quality, for the fewest bits that weights or activations have.
+
+    Raises:
+        SpecError: There is no such quality.
+    """
+    if quality not in QUALITIES:
+        raise unknown("quality", quality, QUALITIES)
+    return BEST_AT_LOW_BITS if quality == "best" and bits <= LOW_BITS else QUALITIES[quality]
 
 
 def with_budgets(text: str, **budgets: float | None) -> str:
@@ -105,6 +130,22 @@ def with_budgets(text: str, **budgets: float | None) -> str:
     return ",".join(
         to_text(replace(method, **given) if isinstance(method, OfmSimilarity) else method)
         for method in wanted
+    )
+
+
+def with_iterations(text: str, iterations: int | None) -> str:
+    """The text with so many iterations for each method that learns by gradients.
+
+    Raises:
+        SpecError: An unknown method or option, none that learns, or a number out of range.
+    """
+    if iterations is None:
+        return text
+    wanted = parse_methods(text)
+    if not any(isinstance(method, ByGradients) for method in wanted):
+        raise SpecError("--iterations needs a method that learns by gradients, as --quality best")
+    return ",".join(
+        to_text(m.lasting(iterations) if isinstance(m, ByGradients) else m) for m in wanted
     )
 
 

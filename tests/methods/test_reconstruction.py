@@ -27,6 +27,7 @@ torch = pytest.importorskip("torch", reason="needs the torch extra")
 blocks = pytest.importorskip("onnxptq.methods.reconstruction.blocks")
 corrections = pytest.importorskip("onnxptq.methods.reconstruction.corrections")
 grids = pytest.importorskip("onnxptq.methods.reconstruction.grids")
+plan = pytest.importorskip("onnxptq.methods.reconstruction.plan")
 quantized_block = pytest.importorskip("onnxptq.methods.reconstruction.quantized_block")
 samples = pytest.importorskip("onnxptq.methods.reconstruction.samples")
 soft_weights = pytest.importorskip("onnxptq.methods.reconstruction.soft_weights")
@@ -181,9 +182,12 @@ def test_a_block_as_stored_computes_what_onnxruntime_does(
 METHODS = ["adaround", "brecq", "qdrop", "pd-quant", "aquant"]
 SHORT = {name: f"{name}{{iterations=60}}" for name in METHODS}
 SHORT["pd-quant"] = "pd-quant{iterations=60,correction=10}"
+SHORT["fisher"] = "brecq{iterations=60,loss=fisher}"
+SHORT["aquant with its prediction"] = "aquant{iterations=60,weight=10}"
+SHORT["aquant by tables"] = "aquant{iterations=60,border=quadratic}"
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", SHORT)
 def test_outputs_come_nearer_to_float(name: str, model: ir.Model, rng: np.random.Generator):
     recipe, ctx = context(model, rng)
 
@@ -191,6 +195,81 @@ def test_outputs_come_nearer_to_float(name: str, model: ir.Model, rng: np.random
 
     assert output_db(found, ctx) > output_db(recipe, ctx)
     assert found.steps[-1].numbers["gained"] >= 2
+
+
+def test_the_whole_network_is_tuned_without_touching_a_code(
+    model: ir.Model, rng: np.random.Generator
+):
+    recipe, ctx = context(model, rng)
+    rounded = apply(recipe, SHORT["qdrop"], ctx)
+
+    found = apply(rounded, "finetune{iterations=100}", ctx)
+
+    assert output_db(found, ctx) > output_db(rounded, ctx)
+    assert all(np.array_equal(found.codes[name], rounded.codes[name]) for name in rounded.codes)
+
+
+def test_a_network_of_two_inputs_is_left_as_it_is(rng: np.random.Generator):
+    body = "c = Conv(x, w0, b0) d = Add(c, z) e = Conv(d, w1, b1)"
+    text = f"g (float[N, 3, 6, 6] x, float[N, 6, 4, 4] z) => (float[N, 6, 2, 2] e) {{{body}}}"
+    model = from_text(text, rng, {name: WEIGHTS[name] for name in ("w0", "b0", "w1", "b1")})
+
+    assert blocks.whole(model, [node for node in model.graph if node.op_type == "Conv"]) == []
+
+
+@pytest.mark.parametrize(("grain", "rows"), [("channel", 6), ("group", 1), ("tensor", 1)])
+def test_borders_are_learned_by_channel_group_or_tensor(
+    grain: str, rows: int, model: ir.Model, rng: np.random.Generator
+):
+    recipe, ctx = context(model, rng)
+    ctx = replace(ctx, held_out=None)
+
+    found = apply(recipe, f"aquant{{iterations=30,border=quadratic,grain={grain}}}", ctx)
+
+    assert found.borders
+    for table in found.borders.values():
+        assert table.shape == (6, 7)
+        assert len(np.unique(table, axis=0)) == rows
+        assert ((table >= 0) & (table <= 1)).all()
+
+
+def test_linear_borders_behind_a_sum_are_a_scale_of_their_own(
+    model: ir.Model, rng: np.random.Generator
+):
+    recipe, ctx = context(model, rng)
+
+    found = apply(recipe, "aquant{iterations=30}", replace(ctx, held_out=None))
+
+    assert set(found.rounding_scales) == {"h"}
+    assert found.rounding_scales["h"] != found.tensors["h"].params.scale
+    assert found.borders == {}
+
+
+def test_borders_of_one_half_round_as_a_grid_does(rng: np.random.Generator):
+    params = activation(3, 0.3, 100, 98)
+    x = torch.from_numpy(rng.normal(size=(4, 5, 7)).astype(np.float32))
+    half = np.full((5, 7), 0.5, np.float32)
+
+    bordered = grids.BorderedGrid(params, half, None, CPU)
+
+    assert torch.equal(bordered(x), grids.Grid(params, CPU)(x))
+
+
+def test_a_border_goes_where_fewer_values_are_rounded_wrongly():
+    """All values at 0.3 steps should be 1: the border comes down below them."""
+    learned = plan.Borders("constant", "tensor")
+    half = np.full((1, 3), 0.5, np.float32)
+    grid = grids.BorderedGrid(activation(2, 1.0, 0, 0), half, learned, CPU)
+    optimiser = torch.optim.SGD([grid.coefficients], lr=0.05)
+    x = torch.full((1, 1, 64), 0.3)
+
+    for _ in range(40):
+        optimiser.zero_grad()
+        (grid(x) - 1.0).square().mean().backward()
+        optimiser.step()
+
+    assert grid.borders()[0, 0].item() <= 0.3
+    assert (grid(x) == 1.0).all()
 
 
 @pytest.mark.parametrize("name", ["qdrop", "pd-quant"])
@@ -252,6 +331,7 @@ def test_codes_of_float_weights_stay_in_their_window(model: ir.Model, rng: np.ra
         ("qdrop{drop=-1}", "qdrop: drop must be 0 to 1, not -1"),
         ("aquant{drop=1.5}", "aquant: drop must be 0 to 1, not 1.5"),
         ("pd-quant{weight=2000}", "pd-quant: weight must be 0 to 1000"),
+        ("finetune{temperature=0}", "finetune: temperature must be 0.01 to 1000, not 0"),
         ("adaround{batch-size=0}", "adaround: batch-size must be 1"),
     ],
 )

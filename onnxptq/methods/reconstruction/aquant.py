@@ -1,66 +1,56 @@
 """aquant: borders between codes learned for each channel, in the place of one half."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
-from onnxptq.methods.method import Context
-from onnxptq.methods.reconstruction.door import reconstructed
-from onnxptq.methods.reconstruction.plan import Plan, Rates, require
-from onnxptq.recipe import Recipe
-from onnxptq.spec import to_text
+from onnxptq.methods.reconstruction.by_gradients import ByGradients
+from onnxptq.methods.reconstruction.plan import Borders, Plan, Rates
 
 
 @dataclass(frozen=True)
-class AQuant:
+class AQuant(ByGradients):
     """`qdrop` with borders at which an activation's codes change that are learned.
 
     Between two codes an activation is rounded up above a border, of which one half is the usual
     one. Learned for each channel of a layer's output, a border that is the same everywhere is the
-    layer's bias, and one that is linear in the code is its bias and the scale of its weights: the
-    file is plain, and nothing is slower.
+    layer's bias, and one that is linear in the code is its bias and the scale of its weights;
+    behind a sum or a pool a linear border is a QuantizeLinear whose scale is not that of its
+    DequantizeLinear. The file is plain, and nothing is slower. All else becomes a table of
+    thresholds behind a convolution, for activations of at most 4 bits: the executor has a form for
+    them, onnxruntime runs them in integers but slowly.
 
     Attributes:
-        border: "constant" or "linear" in the code.
-        iterations: Of each block.
-        batch_size: Samples in an iteration.
+        border: "constant", "linear" or "quadratic" in the code.
+        grain: What has borders of its own: each "channel", "group" of 8 channels, or the "tensor".
         drop: Share of elements that stay in float while learning.
-        from_codes: Begin with the codes that were chosen before, by `gptq` for one.
-        pull: Weight of the term that closes codes; networks with depthwise layers take 0.1.
+        weight: Of the term of `pd-quant` for the network's outputs; 0 for none.
+        temperature: Of the softmax in it.
 
     Source:
         Li et al. 2022, AQuant (arXiv:2208.11945); the forms are those of methods.md 9.
     """
 
     name: ClassVar[str] = "aquant"
-    runs_model: ClassVar[bool] = True
 
-    border: Literal["constant", "linear"] = "linear"
-    iterations: int = 2000
-    batch_size: int = 32
+    border: Literal["constant", "linear", "quadratic"] = "linear"
+    grain: Literal["channel", "group", "tensor"] = "channel"
     drop: float = 0.5
-    from_codes: bool = False
-    pull: float = 0.01
+    weight: float = 0.0
+    temperature: float = 4.0
 
-    def __post_init__(self) -> None:
-        require(self, self.iterations, self.batch_size, drop=self.drop, pull=self.pull)
-
-    def apply(self, recipe: Recipe, ctx: Context) -> Recipe:
-        """The recipe with codes, steps and borders of all blocks.
-
-        Raises:
-            CalibrationError: There are no calibration data.
-            SpecError: torch is not installed.
-        """
-        plan = Plan(
-            from_codes=self.from_codes,
+    def plans(self) -> tuple[Plan, ...]:
+        """Codes, steps and borders of all blocks."""
+        plan = replace(
+            self.plan(),
             steps=True,
-            biases="bordered",
-            scales="bordered" if self.border == "linear" else "none",
             drop=self.drop,
             mix=self.drop,
-            iterations=self.iterations,
-            batch_size=self.batch_size,
-            pull=self.pull,
+            prediction=self.weight,
+            temperature=self.temperature,
             rates=Rates(scales=1e-3, biases=1e-3),
         )
-        return reconstructed(recipe, ctx, plan, to_text(self))
+        if self.border == "quadratic" or self.grain != "channel":
+            return (replace(plan, borders=Borders(self.border, self.grain)),)
+        linear = self.border == "linear"
+        scales = "bordered" if linear else "none"
+        return (replace(plan, biases="bordered", scales=scales, roundings=linear),)

@@ -139,7 +139,15 @@ class _Work:
 
     def _learned(self, recipe: Recipe, shelf: Shelf) -> Recipe:
         plan = self.plan
-        learned = Learned(plan.rounding, plan.from_codes, plan.steps, plan.scales, plan.biases)
+        learned = Learned(
+            plan.rounding,
+            plan.from_codes,
+            plan.steps,
+            plan.scales,
+            plan.biases,
+            plan.borders,
+            plan.roundings,
+        )
         net = QuantizedBlock(self.block, recipe, learned, self.device)
         if not any(parameter.requires_grad for parameter in net.parameters()):
             return recipe

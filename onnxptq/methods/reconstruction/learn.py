@@ -55,14 +55,16 @@ def beta_at(share: float, warm_up: float) -> float | None:
 def _optimiser(
     net: QuantizedBlock, plan: Plan
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-    """Adam with a rate for each kind of parameter; those of steps, scales and biases fall to 0."""
+    """Adam with a rate for each kind of parameter; but for codes they fall to 0."""
     faster_by, rates = faster(plan), plan.rates
     soft = net.soft_weights()
     kinds = (
         ([w.openness for w in soft], rates.rounding, _constant),
         ([grid.log_scale for grid in net.grid_list()], rates.steps, _cosine(plan.iterations)),
         ([w.log_scale for w in soft], rates.scales, _cosine(plan.iterations)),
+        (net.ratios(), rates.scales, _cosine(plan.iterations)),
         (list(net.biases), rates.biases, _cosine(plan.iterations)),
+        (net.coefficients(), rates.borders, _cosine(plan.iterations)),
     )
     groups: list[dict[str, object]] = []
     falls: list[Callable[[int], float]] = []

@@ -73,10 +73,10 @@ class Objective:
             return apart(self._net(entry, self._free), target, plan)
         if self._ahead is None:
             return distance(self._net(entry, self._free), target, weight)
-        coded = self._of(samples.coded, rows)
-        both = self._net(torch.cat([entry, coded]), self._free)
-        found, whole = both.chunk(2)
-        difference = self._ahead.difference(whole, rows, plan.temperature)
+        judged = rows[: plan.judged]
+        both = self._net(torch.cat([entry, self._of(samples.coded, judged)]), self._free)
+        found, whole = both[: len(rows)], both[len(rows) :]
+        difference = self._ahead.difference(whole, judged, plan.temperature)
         return distance(found, target, weight) + plan.prediction * difference
 
     def _of(self, array: Array, rows: Rows) -> Tensor:

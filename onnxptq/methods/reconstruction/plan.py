@@ -3,8 +3,6 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from onnxptq.errors import SpecError
-
 Which = Literal["none", "bordered", "all"]
 
 
@@ -17,12 +15,31 @@ class Rates:
         steps: Of activations' steps, relative to the step; falls to 0 by a cosine.
         scales: Of weights' scales, relative.
         biases: Of biases, in the numbers of the layer's output.
+        borders: Of borders, in steps.
     """
 
     rounding: float = 1e-3
     steps: float = 4e-5
     scales: float = 1e-4
     biases: float = 1e-3
+    borders: float = 1e-3
+
+
+@dataclass(frozen=True, slots=True)
+class Borders:
+    """Which borders between codes are learned as tables.
+
+    Attributes:
+        form: How a border depends on the code it stands at: not, or linearly, or quadratically.
+        grain: What has borders of its own: each channel, group of `GROUP` channels, or the tensor.
+    """
+
+    form: Literal["constant", "linear", "quadratic"]
+    grain: Literal["channel", "group", "tensor"]
+
+
+GROUP = 8
+"""Channels that share borders where they are learned in groups."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +52,7 @@ class Correction:
         batch_size: Samples that are moved together.
     """
 
-    steps: int = 500
+    steps: int = 50
     closeness: float = 0.02
     batch_size: int = 32
 
@@ -53,8 +70,12 @@ class Plan:
         scales: Of which weights the scales are learned: those of all layers, or of layers whose
             outputs become codes of few bits, whose borders between codes they move.
         biases: Of which layers biases are learned.
+        borders: Tables of borders that are learned behind layers; None for none.
+        roundings: Learn the scales that activations behind sums and pools are rounded by, apart
+            from those that their codes stand for.
         fisher: Weight errors by how much the network's outputs depend on them.
         prediction: Weight of the difference of the network's outputs, 1 / lambda_r; 0 for none.
+        judged: Of how many samples of an iteration that difference is taken.
         temperature: Of the softmax in that difference.
         correction: How far entries are moved to the mean and spread that training saw.
         drop: Share of an activation's elements that stay unquantized while learning.
@@ -72,8 +93,11 @@ class Plan:
     steps: bool = False
     scales: Which = "none"
     biases: Which = "none"
+    borders: Borders | None = None
+    roundings: bool = False
     fisher: bool = False
     prediction: float = 0.0
+    judged: int = 8
     temperature: float = 4.0
     correction: Correction = Correction(steps=0)
     drop: float = 0.0
@@ -94,19 +118,3 @@ def faster(plan: Plan) -> float:
     return (
         (PAPER_ITERATIONS / plan.iterations) ** 0.5 if plan.iterations < PAPER_ITERATIONS else 1.0
     )
-
-
-def require(method: object, iterations: int, batch_size: int, **others: float) -> None:
-    """Refuse options that no learning can work with.
-
-    Raises:
-        SpecError: One of them is out of range.
-    """
-    name = getattr(method, "name", "")
-    for option, value in (("iterations", iterations), ("batch-size", batch_size)):
-        if not 1 <= value <= 10**6:
-            raise SpecError(f"{name}: {option} must be 1 to 1000000, not {value}")
-    for option, amount in others.items():
-        most = 1 if option == "drop" else 1000
-        if not 0 <= amount <= most:
-            raise SpecError(f"{name}: {option} must be 0 to {most}, not {amount:g}")

@@ -3,14 +3,15 @@
 from dataclasses import dataclass, replace
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 import torch
 from torch import nn
 
 from onnxptq.methods.layerwise import free_bias
 from onnxptq.methods.reconstruction.blocks import Block
-from onnxptq.methods.reconstruction.grids import Free, Grid
-from onnxptq.methods.reconstruction.plan import Which
+from onnxptq.methods.reconstruction.grids import MOST_LEVELS, BorderedGrid, Free, Grid, SplitGrid
+from onnxptq.methods.reconstruction.plan import Borders, Which
 from onnxptq.methods.reconstruction.soft_weights import SoftWeight, Start
 from onnxptq.methods.reconstruction.subgraph import Subgraph
 from onnxptq.methods.weight_zeros import WHOLE
@@ -32,6 +33,8 @@ class Learned:
         steps: Steps of activations.
         scales: Scales of weights, and of which layers.
         biases: Biases, and of which layers.
+        borders: Tables of borders behind layers.
+        roundings: Scales that activations behind sums and pools are rounded by.
     """
 
     rounding: bool
@@ -39,6 +42,8 @@ class Learned:
     steps: bool
     scales: Which
     biases: Which
+    borders: Borders | None = None
+    roundings: bool = False
 
 
 AS_STORED = Learned(rounding=False, from_codes=True, steps=False, scales="none", biases="none")
@@ -68,8 +73,13 @@ class QuantizedBlock(nn.Module):
         self.weights = nn.ModuleList(
             SoftWeight(_start(node, recipe, learned.from_codes), device) for node in block.layers
         )
+        channels = _channels_behind(block)
+        split = _split(block, recipe) if learned.roundings else set[str]()
         self.grids = nn.ModuleList(
-            Grid(recipe.tensors[name].params, device) for name in self._values
+            _split_grid(name, recipe, device)
+            if name in split or name in recipe.rounding_scales
+            else _grid(name, recipe, channels.get(name), learned.borders, device)
+            for name in self._values
         )
         self._biases = [str(b.name) for node in block.layers if (b := free_bias(node)) is not None]
         self.biases = nn.ParameterList(
@@ -80,7 +90,10 @@ class QuantizedBlock(nn.Module):
         with_bias = [
             bordered[i] for i, node in enumerate(block.layers) if free_bias(node) is not None
         ]
-        self.grids.requires_grad_(learned.steps)
+        for grid in self.grid_list():
+            grid.log_scale.requires_grad_(learned.steps)
+            if isinstance(grid, SplitGrid):
+                grid.log_ratio.requires_grad_(learned.roundings)
         for weight, border in zip(self.soft_weights(), bordered, strict=True):
             weight.openness.requires_grad_(learned.rounding)
             weight.log_scale.requires_grad_(_chosen(learned.scales, border))
@@ -100,6 +113,14 @@ class QuantizedBlock(nn.Module):
     def grid_list(self) -> list[Grid]:
         """The grids of its activations."""
         return list(self._grids().values())
+
+    def coefficients(self) -> list[nn.Parameter]:
+        """What borders are learned by."""
+        return [grid.coefficients for grid in self.grid_list() if isinstance(grid, BorderedGrid)]
+
+    def ratios(self) -> list[nn.Parameter]:
+        """What the scales that activations are rounded by are learned by."""
+        return [grid.log_ratio for grid in self.grid_list() if isinstance(grid, SplitGrid)]
 
     def forward(self, x: Tensor, free: Free | None = None) -> Tensor:
         """The block's exit for its entry.
@@ -132,6 +153,9 @@ class QuantizedBlock(nn.Module):
         }
         if steps:
             recipe = recipe.with_params(steps, set_by)
+        roundings = {**recipe.rounding_scales, **self._learned_roundings()}
+        borders = {**recipe.borders, **self._learned_borders()}
+        recipe = replace(recipe, borders=borders, rounding_scales=roundings)
         tensors, codes, biases = dict(recipe.tensors), dict(recipe.codes), dict(recipe.biases)
         for name, weight in zip(self._names, self.soft_weights(), strict=True):
             tensor = tensors[name]
@@ -144,12 +168,67 @@ class QuantizedBlock(nn.Module):
                 biases[name] = bias.detach().cpu().numpy()
         return replace(recipe, tensors=tensors, codes=codes, biases=biases)
 
+    def _learned_roundings(self) -> dict[str, npt.NDArray[np.float32]]:
+        return {
+            name: np.asarray(grid.rounding_scale())
+            for name, grid in self._grids().items()
+            if isinstance(grid, SplitGrid) and grid.log_ratio.requires_grad
+        }
+
+    def _learned_borders(self) -> dict[str, npt.NDArray[np.float32]]:
+        return {
+            name: grid.borders().detach().cpu().numpy()
+            for name, grid in self._grids().items()
+            if isinstance(grid, BorderedGrid) and grid.coefficients.requires_grad
+        }
+
     def _grids(self) -> dict[str, Grid]:
         return {
             name: grid
             for name, grid in zip(self._values, self.grids, strict=True)
             if isinstance(grid, Grid)
         }
+
+
+def _channels_behind(block: Block) -> dict[str, int]:
+    """How many channels the layers have whose outputs, behind a Relu or Clip, are these values."""
+    found: dict[str, int] = {}
+    for node in block.layers:
+        weight = weight_of(node)
+        array = None if weight is None else constant(weight)
+        if node.op_type == "Conv" and array is not None:
+            found |= dict.fromkeys(values_behind(node), len(array))
+    return found
+
+
+def _split(block: Block, recipe: Recipe) -> set[str]:
+    """Values behind sums and pools whose codes nobody shares."""
+    shared = {tensor.tied_to for tensor in recipe.tensors.values()}
+    makers = [node for node in block.nodes if node.op_type in SUMS_AND_POOLS]
+    return {name for node in makers for name in values_behind(node)} - shared
+
+
+SUMS_AND_POOLS = ("Add", "Sum", "Mul", "AveragePool", "GlobalAveragePool")
+
+
+def _split_grid(name: str, recipe: Recipe, device: torch.device) -> SplitGrid:
+    params = recipe.tensors[name].params
+    return SplitGrid(params, np.float32(recipe.rounding_scales.get(name, params.scale)), device)
+
+
+def _grid(
+    name: str, recipe: Recipe, channels: int | None, learned: Borders | None, device: torch.device
+) -> Grid:
+    """The grid of an activation, with borders if it has some or is to learn some."""
+    params = recipe.tensors[name].params
+    known = recipe.borders.get(name)
+    if known is not None:
+        return BorderedGrid(params, known, learned, device)
+    levels = params.spec.levels - 1
+    if learned is None or channels is None or levels > MOST_LEVELS:
+        return Grid(params, device)
+    half = np.full((channels, levels), 0.5, np.float32)
+    return BorderedGrid(params, half, learned, device)
 
 
 def _chosen(which: Which, bordered: bool) -> bool:
@@ -161,13 +240,19 @@ def _is_bordered(node: ir.Node, coarse: set[str]) -> bool:
 
     Its bias and scales then move the borders between these codes (design.md D5).
     """
+    return any(name in coarse for name in values_behind(node))
+
+
+def values_behind(node: ir.Node) -> list[str]:
+    """A layer's output and what a Relu or Clip makes of it, as long as nobody else reads it."""
     value = node.outputs[0]
-    while str(value.name) not in coarse:
+    found = [str(value.name)]
+    while True:
         readers = list(value.consumers())
-        if len(readers) != 1 or readers[0].op_type not in CLAMPS:
-            return False
+        if len(readers) != 1 or readers[0].op_type not in CLAMPS or value.is_graph_output():
+            return found
         value = readers[0].outputs[0]
-    return True
+        found.append(str(value.name))
 
 
 def _coarse_values(block: Block, recipe: Recipe) -> list[str]:
