@@ -27,10 +27,12 @@ torch = pytest.importorskip("torch", reason="needs the torch extra")
 blocks = pytest.importorskip("onnxptq.methods.reconstruction.blocks")
 corrections = pytest.importorskip("onnxptq.methods.reconstruction.corrections")
 grids = pytest.importorskip("onnxptq.methods.reconstruction.grids")
+objective = pytest.importorskip("onnxptq.methods.reconstruction.objective")
 plan = pytest.importorskip("onnxptq.methods.reconstruction.plan")
 quantized_block = pytest.importorskip("onnxptq.methods.reconstruction.quantized_block")
 samples = pytest.importorskip("onnxptq.methods.reconstruction.samples")
 soft_weights = pytest.importorskip("onnxptq.methods.reconstruction.soft_weights")
+step_search = pytest.importorskip("onnxptq.methods.reconstruction.step_search")
 suffix = pytest.importorskip("onnxptq.methods.reconstruction.suffix")
 
 pytestmark = pytest.mark.torch
@@ -363,6 +365,30 @@ def test_the_difference_of_predictions_is_kl_for_rows_of_logits(rng: np.random.G
     apart = suffix.prediction_difference({"y": found}, {"y": real}, 4.0)
 
     assert float(apart) == pytest.approx(float(expected))
+
+
+def test_a_step_that_spoils_the_prediction_is_found(model: ir.Model, rng: np.random.Generator):
+    recipe, ctx = context(model, rng)
+    block = blocks.blocks_of(model, layers_of(model, recipe))[1]
+    name = "d"
+    params = recipe.tensors[name].params
+    spoilt = recipe.with_params({name: params.with_scale(params.scale * np.float32(2))}, "test")
+    shelf, data = samples.Shelf(), ctx.samples("test")
+    seen = samples.Samples.of(block, spoilt, ctx, data, shelf)
+    learned = quantized_block.Learned(False, True, True, "none", "none")
+    net = quantized_block.QuantizedBlock(block, spoilt, learned, CPU)
+    behind = suffix.Suffix.of(model, block.exit, CPU)
+    names = [*behind.beside, *behind.outputs]
+    values = shelf.gathered(ctx.float_taps(names).values(data), len(data))
+    ahead = objective.Ahead(behind, values)
+    rows = np.arange(SAMPLES)
+    begun = ahead.difference(net(torch.from_numpy(seen.coded)), rows, 4.0).item()
+
+    step_search.choose_steps(net, seen, ahead, plan.Plan())
+
+    found = ahead.difference(net(torch.from_numpy(seen.coded)), rows, 4.0).item()
+    assert found < begun
+    assert float(net.stored(spoilt, "test").tensors[name].params.scale) < 2 * float(params.scale)
 
 
 def test_the_difference_of_other_outputs_is_relative_squared_error(rng: np.random.Generator):

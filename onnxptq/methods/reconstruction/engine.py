@@ -21,6 +21,7 @@ from onnxptq.methods.reconstruction.objective import Ahead, Objective, importanc
 from onnxptq.methods.reconstruction.plan import Plan
 from onnxptq.methods.reconstruction.quantized_block import AS_STORED, Learned, QuantizedBlock
 from onnxptq.methods.reconstruction.samples import Samples, Shelf, UnusableError
+from onnxptq.methods.reconstruction.step_search import choose_steps
 from onnxptq.methods.reconstruction.suffix import Suffix
 from onnxptq.recipe import Recipe, Step
 from onnxptq.rewrite.weights import fit_scales
@@ -152,7 +153,9 @@ class _Work:
         if not any(parameter.requires_grad for parameter in net.parameters()):
             return recipe
         samples = Samples.of(self.block, recipe, self.ctx, self.ctx.samples(self.set_by), shelf)
-        ahead = self._ahead(shelf) if plan.fisher or plan.prediction else None
+        ahead = self._ahead(shelf) if plan.fisher or plan.prediction or plan.search else None
+        if plan.search and ahead is not None:
+            choose_steps(net, samples, ahead, plan)
         if plan.fisher and ahead is not None:
             stored = QuantizedBlock(self.block, recipe, AS_STORED, self.device)
             samples = replace(samples, weight=importance(stored, samples, ahead, plan.batch_size))

@@ -18,6 +18,7 @@ class PdQuant(ByGradients):
 
     Attributes:
         weight: Of the term, 1 / lambda_r.
+        search: Begin with the steps of activations that a search by the term alone finds.
         judged: Of how many samples of an iteration the term is taken: for each the rest of the
             network is run and derived, which takes several times as long as the block.
         temperature: Of the softmax; networks with depthwise layers take 1.
@@ -32,6 +33,7 @@ class PdQuant(ByGradients):
     name: ClassVar[str] = "pd-quant"
 
     weight: float = 10.0
+    search: bool = True
     temperature: float = 4.0
     correction: int = 50
     judged: int = 8
@@ -46,6 +48,7 @@ class PdQuant(ByGradients):
             prediction=self.weight,
             temperature=self.temperature,
             judged=self.judged,
+            search=self.search,
             correction=Correction(self.correction, self.closeness),
             drop=self.drop,
             mix=self.drop,

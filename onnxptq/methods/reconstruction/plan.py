@@ -75,6 +75,7 @@ class Plan:
             from those that their codes stand for.
         fisher: Weight errors by how much the network's outputs depend on them.
         prediction: Weight of the difference of the network's outputs, 1 / lambda_r; 0 for none.
+        search: Begin with the steps of activations by which the network's outputs differ least.
         judged: Of how many samples of an iteration that difference is taken.
         temperature: Of the softmax in that difference.
         correction: How far entries are moved to the mean and spread that training saw.
@@ -97,6 +98,7 @@ class Plan:
     roundings: bool = False
     fisher: bool = False
     prediction: float = 0.0
+    search: bool = False
     judged: int = 8
     temperature: float = 4.0
     correction: Correction = Correction(steps=0)
