@@ -34,7 +34,14 @@ ARMS = {
     "aquant": f"{NEAREST},aquant",
     "best": "",
 }
-LEARNED = tuple(arm for arm in ARMS if arm not in ("naive", "nearest", "fast"))
+BORDERS = {
+    f"aquant-{form}-{grain}": f"{NEAREST},aquant{{border={form},grain={grain}}}"
+    for form in ("constant", "linear", "quadratic")
+    for grain in ("channel", "group", "tensor")
+    if form == "quadratic" or grain != "channel"
+}
+"""Borders that become tables (`benchmarks/borders.py`)."""
+LEARNED = (*(arm for arm in ARMS if arm not in ("naive", "nearest", "fast")), *BORDERS)
 BASE = "qdrop"
 GAINS = {"pd-quant": 1.0, "aquant": 3.0}
 """Points over QDrop at W2A2 that the project set itself."""
@@ -47,15 +54,21 @@ CONFIDENCE = 0.95
 def text_of(arm: str, bits: str, iterations: int) -> str:
     """The methods of an arm."""
     fewest = min(int(width) for width in bits[1:].split("a"))
-    text = ARMS[arm] or methods_of("best", fewest)
+    text = {**ARMS, **BORDERS}[arm] or methods_of("best", fewest)
     return with_iterations(text, iterations) if arm in LEARNED else text
+
+
+def file_of(network: Network, arm: str, bits: str, seed: int, options: argparse.Namespace) -> Path:
+    """Where a file is made."""
+    convention = "-second8" if options.second_input_8 else ""
+    name = f"{network.name}-{arm}-{bits}-{options.iterations}-{seed}{convention}"
+    return options.work / f"{name}.onnx"
 
 
 def made(network: Network, arm: str, bits: str, seed: int, options: argparse.Namespace) -> Row:
     """One file: how it was made, and how good it is."""
-    convention = "-second8" if options.second_input_8 else ""
-    name = f"{network.name}-{arm}-{bits}-{options.iterations}-{seed}{convention}"
-    known = options.work / f"{name}.json"
+    output = file_of(network, arm, bits, seed, options)
+    known = output.with_suffix(".json")
     if known.is_file():
         return json.loads(known.read_text(encoding="utf-8"))
     text = text_of(arm, bits, options.iterations)
@@ -63,7 +76,6 @@ def made(network: Network, arm: str, bits: str, seed: int, options: argparse.Nam
         if [row[key] for key in ("bits", "method", "seed")] == [bits, text, seed]:
             return row
     common.progress(f"{bits}: {arm}, seed {seed}")
-    output = options.work / f"{name}.onnx"
     ran = common.run_job(
         "quantize",
         model=network.model,
