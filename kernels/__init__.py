@@ -21,6 +21,7 @@ from onnxptq.kernels import (
     cases_move,
     cases_pair,
     cases_pool,
+    cases_reached,
     cases_requantize,
     cases_softmax,
     cases_table,
@@ -37,6 +38,7 @@ from onnxptq.kernels import (
     numeric,
     pair,
     pool,
+    reached,
     requantize,
     share,
     softmax,
@@ -308,6 +310,14 @@ KERNELS: dict[str, Kernel] = {
         cases_boundary.WORK // 1024 * 1024,
         0.0,
     ),
+    "reached": Kernel(
+        reached.reached,
+        reached.reached_naive,
+        cases_reached.counted,
+        cases_reached.counted_work,
+        cases_reached.WORK,
+        0.0,
+    ),
     "global_average_pool": Kernel(
         global_average_pool.global_average_pool,
         global_average_pool.global_average_pool_naive,
@@ -351,4 +361,5 @@ ROW_KERNELS: dict[str, RowKernel] = {
     "conv_amx": conv_amx.conv_amx,
     "depthwise_u8s8": depthwise_u8s8.depthwise_u8s8,
     "winograd": winograd.winograd,
+    "reached": reached.reached,
 }

@@ -71,7 +71,7 @@ def quantize(row: I64, arena: U8, consts: U8, thread: int, n_threads: int) -> No
     start, stop = share(row[OUTER] * channels * inner, thread, n_threads)
     at = start
     while at < stop:
-        c, _, run = _run(at, stop, channels, inner)
+        c, _, run = channel_run(at, stop, channels, inner)
         x = arena[row[X] + 4 * at : row[X] + 4 * (at + run)].view(np.float32)
         y = arena[row[Y] + at : row[Y] + at + run]
         if inner == 1:
@@ -170,7 +170,7 @@ def _quantize_line(builder: mk.Builder, *values: mk.Vector) -> None:
 
 
 @lean_jit
-def _run(at: int, stop: int, channels: int, inner: int) -> tuple[int, int, int]:
+def channel_run(at: int, stop: int, channels: int, inner: int) -> tuple[int, int, int]:
     """Channel and place of element `at`, and how many elements from it on one loop can take.
 
     These are the rest of a channel's run, or all channels behind where a run is one element.
@@ -219,7 +219,7 @@ def dequantize(row: I64, arena: U8, consts: U8, thread: int, n_threads: int) -> 
     start, stop = share(row[OUTER] * channels * inner, thread, n_threads)
     at = start
     while at < stop:
-        c, _, run = _run(at, stop, channels, inner)
+        c, _, run = channel_run(at, stop, channels, inner)
         x = arena[row[X] + at : row[X] + at + run]
         y = arena[row[Y] + 4 * at : row[Y] + 4 * (at + run)].view(np.float32)
         if inner == 1:
@@ -262,7 +262,7 @@ def acc_to_real(row: I64, arena: U8, consts: U8, thread: int, n_threads: int) ->
     start, stop = share(row[OUTER] * channels * inner, thread, n_threads)
     at = start
     while at < stop:
-        c, _, run = _run(at, stop, channels, inner)
+        c, _, run = channel_run(at, stop, channels, inner)
         x = arena[row[X] + 4 * at : row[X] + 4 * (at + run)].view(np.int32)
         y = arena[row[Y] + 4 * at : row[Y] + 4 * (at + run)].view(np.float32)
         # -0.0 + 0.0 is 0.0: no bias is not a bias of 0.

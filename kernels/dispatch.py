@@ -28,6 +28,7 @@ from onnxptq.kernels import (
     move,
     pair,
     pool,
+    reached,
     requantize,
     softmax,
     table,
@@ -66,6 +67,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "conv_amx": conv_amx.COLUMNS,
     "depthwise_u8s8": depthwise_u8s8.COLUMNS,
     "winograd": winograd.COLUMNS,
+    "reached": reached.COLUMNS,
 }
 """What the columns of a row hold from 1 on, by kernel, in the order of the kernels' numbers."""
 

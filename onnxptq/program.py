@@ -16,6 +16,8 @@ Instructions: operands, arrays and attributes (scales are float32; [C] may be [1
                                         bias [N] or absent; attrs x_zero
     matmul_computed  a, b -> codes, or acc   array bias [N] or absent; attrs a_zero, b_zero
     add, mul, minimum, maximum  a, b -> codes   numpy broadcasting; requant of add, mul: PairRequant
+    reached     x acc -> codes          array table [C, levels], attrs axis, lo: the code is lo plus
+                                        the number of thresholds of its channel reached
     table       x -> codes              array table [256], by code - lowest code of x's type
     clip        x -> codes              attrs lo, hi
     concat      x... -> codes           attrs axis; array tables [n, 256] or absent (copies)

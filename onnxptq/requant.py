@@ -49,7 +49,6 @@ class Requant:
         thresholds: THRESHOLDS: lo + sum(acc >= thresholds[c]), [C, hi - lo]; [C, 0] if no group
             uses them. Codes out of reach have INT32_MAX.
         proved: Equal to the formula on all accumulators of the channel's range, [C].
-        bordered: The thresholds are the file's own, and stand for no formula; `scale` is 0.
     """
 
     scale: F32
@@ -62,30 +61,6 @@ class Requant:
     shift: I32
     thresholds: I32
     proved: BoolArray
-    bordered: bool = False
-
-
-def of_borders(table: I32, lo: int) -> Requant:
-    """Thresholds that a file counts itself: codes are lo + sum(acc >= table[c]).
-
-    Args:
-        table: [C, levels].
-        lo: Lowest code.
-    """
-    channels, none = len(table), np.zeros(len(table), np.int32)
-    return Requant(
-        scale=np.zeros(channels, np.float32),
-        zero_point=0,
-        lo=lo,
-        hi=lo + table.shape[1],
-        form=np.full(-(-channels // GROUP), Form.THRESHOLDS, np.int8),
-        multiplier=none,
-        rounding=none.astype(np.int64),
-        shift=none,
-        thresholds=np.ascontiguousarray(table, np.int32),
-        proved=np.ones(channels, np.bool_),
-        bordered=True,
-    )
 
 
 def find(
@@ -148,11 +123,6 @@ def prove(requant: Requant, acc_lo: npt.ArrayLike, acc_hi: npt.ArrayLike) -> Boo
     that could be wrong.
     """
     low, high = _ranges(requant.scale, acc_lo, acc_hi)
-    if requant.bordered:
-        # onnxruntime counts these very thresholds: nothing is rounded, if none of them is missing.
-        whole = requant.thresholds.shape == (requant.scale.size, requant.hi - requant.lo)
-        counts = whole and bool((requant.form == Form.THRESHOLDS).all())
-        return np.full(requant.scale.size, counts)
     each = np.repeat(requant.form, GROUP)[: requant.scale.size]
     proved = np.ones(requant.scale.size, np.bool_)
     for part in parts(requant.scale.size, requant.hi - requant.lo):

@@ -148,6 +148,8 @@ def _prove(program: IntegerProgram, instr: Instr, shapes: Shapes) -> LayerProof 
         return _prove_sums(program, instr, shapes)
     if instr.op in AVERAGES:
         return _prove_average(program, instr, shapes)
+    if instr.op == "reached":
+        return _count_reached(program, instr)
     return _emulated(instr) if instr.op == "softmax" else None
 
 
@@ -215,6 +217,14 @@ def _prove_average(program: IntegerProgram, instr: Instr, shapes: Shapes) -> Lay
     proved = bool(requant.prove(found, np.array([lo]), np.array([hi]))[0]) and fits
     forms = dict.fromkeys(_by_form(found), channels)
     return LayerProof(instr.node, instr.op, channels, channels * proved, forms, (lo, hi))
+
+
+def _count_reached(program: IntegerProgram, instr: Instr) -> LayerProof:
+    """Thresholds that onnxruntime counts too: exact if the output has room for all of them."""
+    channels, levels = instr.arrays["table"].shape
+    made = program.values[instr.outputs[0]]
+    proved = channels * (made.hi - made.lo == levels)
+    return LayerProof(instr.node, instr.op, channels, proved, {"thresholds": channels})
 
 
 def _emulated(instr: Instr) -> LayerProof:

@@ -47,6 +47,7 @@ PLANNERS: dict[str, Planner] = {
     "mul": plan_elementwise.pair,
     "minimum": plan_elementwise.pair,
     "maximum": plan_elementwise.pair,
+    "reached": plan_elementwise.reached,
     "table": plan_elementwise.table,
     "clip": plan_elementwise.clip,
     "concat": plan_movement.concat,

@@ -104,6 +104,40 @@ def acc_to_real(draft: Draft, instr: Instr) -> None:
         draft.row("acc_to_real", columns, 4 * source.size)
 
 
+def reached(draft: Draft, instr: Instr) -> None:
+    """Accumulators to codes: how many thresholds each has reached."""
+    _expect(draft, instr.inputs[0], "int32")
+    source, value = draft.read(instr.inputs[0]), instr.outputs[0]
+    target = draft.make(value, source.shape)
+    table = instr.arrays["table"]
+    groups = channel_columns(source.shape, instr.int("axis"), len(table))
+    outer = groups["outer"]
+    assert isinstance(outer, int)
+    if groups["inner"] == 1:
+        # Pixels side by side, so that the kernel's loops are long enough for vectors.
+        side = math.gcd(outer, _power_of_two(LONG_RUN // len(table)))
+        table = np.tile(table, (side, 1))
+        groups |= {"outer": outer // side, "channels": len(table)}
+    columns = {
+        "x": source,
+        "y": target,
+        **groups,
+        "table": draft.constants.add(np.ascontiguousarray(table.T, np.int32)),
+        "steps": table.shape[1],
+        "lo": instr.int("lo") + draft.sign(value),
+    }
+    if source.size:
+        draft.row("reached", columns, table.shape[1] * source.size)
+
+
+LONG_RUN = 1024
+"""Numbers that `reached` works on at a time: 0.34 ns each, where 16 take 2.5 (an AMD EPYC)."""
+
+
+def _power_of_two(most: int) -> int:
+    return 1 << max(most.bit_length() - 1, 0)
+
+
 def table(draft: Draft, instr: Instr) -> None:
     """Each code is replaced by that of a table."""
     source = draft.read(instr.inputs[0])

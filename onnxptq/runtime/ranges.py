@@ -87,6 +87,11 @@ def _table(instr: Instr, values: Sequence[Value]) -> Range:
     return _image(instr.arrays["table"], values[0])
 
 
+def _reached(instr: Instr, values: Sequence[Value]) -> Range:
+    del values
+    return instr.int("lo"), instr.int("lo") + instr.arrays["table"].shape[1]
+
+
 def _concat(instr: Instr, values: Sequence[Value]) -> Range:
     tables = instr.arrays.get("tables")
     ends = [(value.lo, value.hi) for value in values]
@@ -101,6 +106,7 @@ _RULES: dict[str, Callable[[Instr, Sequence[Value]], Range]] = {
     "minimum": _minimum,
     "maximum": _maximum,
     "table": _table,
+    "reached": _reached,
     "concat": _concat,
 }
 
