@@ -2,7 +2,7 @@
 
 import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,16 +52,19 @@ class Quantized:
         report: Sizes, time, and each layer's share of the error.
         notes: What did not go as usual, and what the onnxruntime version asked for cannot do with
             the model; for people to read.
+        kept: What an interrupted run would go on from; given back once the model is saved.
     """
 
     model: ir.Model
     recipe: Recipe
     report: QuantizeReport
     notes: tuple[str, ...] = ()
+    kept: Folder | Nothing = field(default_factory=Nothing, repr=False)
 
     def save(self, path: str | Path) -> None:
         """Write the model; an existing file is replaced only by a complete one."""
         io.save(self.model, Path(path))
+        self.kept.clear()
 
 
 def quantize(
@@ -89,6 +92,7 @@ def quantize(
     source = _load(model)
     prepared = passes.prepare(source)
     samples: Data | None = None
+    kept: Folder | Nothing = Nothing()
     work = Work(source, prepared, settings, progress)
     if settings.recipe is not None:
         recipe = Recipe.load(settings.recipe)
@@ -100,7 +104,7 @@ def quantize(
             feeds = _open(source, prepared.model, data, settings)
             samples = feeds.take(settings.report_samples) if settings.report_samples else None
             recipe = _decide(work, recipe, feeds)
-            work.kept().clear()
+            kept = work.kept()
     quantized = work.write(recipe)
     batches = samples.batches(1) if samples else ()
     moved = with_channels(prepared.model, recipe)
@@ -108,7 +112,7 @@ def quantize(
     report = totals(source, moved, quantized, recipe, rows)
     report = replace(report, seconds=time.perf_counter() - started)
     notes = (*prepared.notes, *complaints(quantized, settings.target_ort))
-    return Quantized(quantized, recipe, report, notes)
+    return Quantized(quantized, recipe, report, notes, kept)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from onnxptq import demo_data
 from onnxptq.calibrate.model import calibrate
 from onnxptq.calibrate.run import CollectOptions
 from onnxptq.calibrate.source import Taken
@@ -13,6 +14,7 @@ from onnxptq.methods import apply
 from onnxptq.methods.gptq import Gptq
 from onnxptq.methods.kept import Folder
 from onnxptq.methods.method import Context
+from onnxptq.pipeline import quantize
 from onnxptq.recipe import Recipe
 from onnxptq.rewrite.options import Placing
 from onnxptq.rewrite.place import place
@@ -116,3 +118,19 @@ def test_what_others_put_into_the_folder_stays(tmp_path: Path):
     folder.clear()
 
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_work_is_kept_until_the_model_is_saved(tmp_path: Path, rng: np.random.Generator):
+    feeds = tmp_path / "calib.npz"
+    np.savez(feeds, input=rng.uniform(0, 1, (16, 1, 8, 8)).astype(np.float32))
+    stats = tmp_path / "s.npz"
+
+    result = quantize(
+        demo_data.model_path(), str(feeds), method="mse,weights-mse,gptq", stats=stats
+    )
+
+    assert list((tmp_path / "s.npz.kept").iterdir())
+
+    result.save(tmp_path / "q.onnx")
+
+    assert not (tmp_path / "s.npz.kept").exists()
