@@ -43,6 +43,8 @@ def reconstruct(recipe: Recipe, ctx: Context, plan: Plan, set_by: str) -> Recipe
     recipe = ready(recipe, ctx)
     layers = layers_of(ctx.model, recipe)
     blocks = UNITS[plan.unit](ctx.model, layers)
+    if plan.unit == "network" and not blocks:
+        ctx.remark(f"{set_by}: nothing is tuned in a network of several inputs or outputs")
     key = ctx.key(recipe, f"{set_by} block by block")
     done = _Done.loaded(recipe, ctx, key)
     ctx.progress.start(set_by.partition("{")[0], len(blocks) * plan.iterations)
