@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from onnxptq.calibrate.source import Data
+from onnxptq.calibrate.source import Data, Part
 from onnxptq.errors import SpecError
 from onnxptq.methods.held_out import output_db
 from onnxptq.methods.layerwise import Pairs, Wanted, each, free_bias, layers_of
@@ -63,6 +63,7 @@ class Gptq:
         damping: Added to the inputs' variances before error feedback, as a share of their mean.
         rounds: Times that a layer is rounded anew, from the steps the last round found.
         sweeps: Passes of coordinate descent.
+        samples: Most samples that are learned from; the time grows with them.
 
     Source:
         Frantar et al. 2022, GPTQ (arXiv:2210.17323); methods.md 11.6 for the corrected target, 11.7
@@ -76,6 +77,7 @@ class Gptq:
     damping: float = 0.01
     rounds: int = 3
     sweeps: int = 4
+    samples: int = 256
 
     def __post_init__(self) -> None:
         for option in ("ridge", "damping"):
@@ -85,6 +87,8 @@ class Gptq:
         for option in ("rounds", "sweeps"):
             if not 1 <= getattr(self, option) <= 100:
                 raise SpecError(f"{self.name}: {option} must be 1 to 100")
+        if self.samples < 1:
+            raise SpecError(f"{self.name}: samples must be at least 1, not {self.samples}")
 
     def apply(self, recipe: Recipe, ctx: Context) -> Recipe:
         """The recipe with codes, scales and biases of all layers that have a weight to themselves.
@@ -93,6 +97,7 @@ class Gptq:
             CalibrationError: There are no calibration data.
         """
         data = ctx.samples(self.name)
+        data = Part(data, 0, min(self.samples, len(data)))
         recipe = ready(recipe, ctx)
         for node, done in each(layers_of(ctx.model, recipe), ctx, self.name):
             pairs = Pairs(node, recipe, ctx, Wanted.of(node, recipe, done))

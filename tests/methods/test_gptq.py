@@ -113,6 +113,20 @@ def test_few_samples_are_enough_to_run() -> None:
     assert np.isfinite(distance(result))
 
 
+def test_no_more_samples_are_learned_from_than_asked_for() -> None:
+    """16 of 36 that are not held out, in whole batches of eight."""
+    some, other = (made(f"mse,weights-mse,gptq{{samples={n}}}", "w4a8") for n in (16, 36))
+    every = made("mse,weights-mse,gptq", "w4a8")
+
+    assert some.recipe.codes.keys() == every.recipe.codes.keys()
+    assert all(
+        np.array_equal(other.recipe.codes[k], every.recipe.codes[k]) for k in every.recipe.codes
+    )
+    assert any(
+        not np.array_equal(some.recipe.codes[k], every.recipe.codes[k]) for k in every.recipe.codes
+    )
+
+
 def test_a_source_that_can_be_read_once_is_kept() -> None:
     once = ({"x": image[None]} for image in images(20, 0))
 
@@ -128,7 +142,7 @@ def test_without_data_it_says_what_is_missing() -> None:
         apply(Recipe("digest"), "gptq", Context(model, {}))
 
 
-@pytest.mark.parametrize("option", ["ridge", "damping", "rounds", "sweeps"])
+@pytest.mark.parametrize("option", ["ridge", "damping", "rounds", "sweeps", "samples"])
 def test_options_out_of_range_are_refused(option: str) -> None:
     with pytest.raises(SpecError, match=f"gptq: {option} must be"):
         Gptq(**{option: -1})
