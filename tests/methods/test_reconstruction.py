@@ -26,6 +26,7 @@ from tests.small_models import from_text
 torch = pytest.importorskip("torch", reason="needs the torch extra")
 blocks = pytest.importorskip("onnxptq.methods.reconstruction.blocks")
 corrections = pytest.importorskip("onnxptq.methods.reconstruction.corrections")
+engine = pytest.importorskip("onnxptq.methods.reconstruction.engine")
 grids = pytest.importorskip("onnxptq.methods.reconstruction.grids")
 objective = pytest.importorskip("onnxptq.methods.reconstruction.objective")
 plan = pytest.importorskip("onnxptq.methods.reconstruction.plan")
@@ -209,6 +210,24 @@ def test_the_whole_network_is_tuned_without_touching_a_code(
 
     assert output_db(found, ctx) > output_db(rounded, ctx)
     assert all(np.array_equal(found.codes[name], rounded.codes[name]) for name in rounded.codes)
+
+
+def test_what_brings_the_outputs_no_nearer_is_undone(
+    model: ir.Model, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+):
+    recipe, ctx = context(model, rng)
+    seen: list[Recipe] = []
+
+    def worse_at_first(of: Recipe, _: Context) -> float:
+        seen.append(of)
+        return float(len(seen) > 1)
+
+    monkeypatch.setattr(engine, "output_db", worse_at_first)
+    found = apply(recipe, "qdrop{iterations=5}", ctx)
+
+    assert len(seen) == 2
+    assert found.codes == recipe.codes
+    assert found.steps[-1].numbers["kept"] == 0
 
 
 def test_a_network_of_two_outputs_is_left_as_it_is(rng: np.random.Generator):
