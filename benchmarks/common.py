@@ -179,14 +179,17 @@ def write_results(name: str, results: Mapping[str, Any], folder: Path) -> Path:
     return path
 
 
+FOLDERS = ("--work", "--out", "--data", "--weights", "--known")
+
+
 def _arguments() -> list[str]:
     """What was asked for, without the folders of this machine."""
     kept: list[str] = []
     words = iter(sys.argv[1:])
     for word in words:
-        if word in ("--work", "--out"):
+        if word in FOLDERS:
             next(words, None)
-        elif not word.startswith(("--work=", "--out=")):
+        elif not word.startswith(tuple(f"{name}=" for name in FOLDERS)):
             kept.append(word)
     return kept
 
