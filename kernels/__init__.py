@@ -128,7 +128,7 @@ KERNELS: dict[str, Kernel] = {
         cases_fake_quantize.gradients,
         cases_fake_quantize.gradient_work,
         cases_fake_quantize.WORK,
-        1e-4,
+        3e-4,
     ),
     "mix_rows": Kernel(
         fake_quantize.mix_rows,
@@ -152,7 +152,7 @@ KERNELS: dict[str, Kernel] = {
         cases_borders.gradients,
         cases_borders.gradient_work,
         cases_borders.WORK,
-        1e-4,
+        3e-4,
     ),
     "pair": Kernel(
         pair.pair, pair.pair_naive, cases_pair.pairs, cases_pair.pair_work, cases_pair.WORK, 0.0

@@ -91,7 +91,7 @@ def border_round_gradient(
         slopes: Filled with the gradient of the borders, [C, levels].
 
     Returns:
-        Gradient of the logarithm of the scale.
+        Gradient of the logarithm of the scale; sums are taken as in `fake_quantize_gradient`.
     """
     total, scratch = 0.0, np.empty(CHUNK, np.float32)
     slopes[:] = 0
@@ -103,8 +103,8 @@ def border_round_gradient(
                 given, part = grad[sample, c, begin:end], out[sample, c, begin:end]
                 total += _slope(values, loose, grid, borders[c], given, scratch)
                 for k in range(borders.shape[1]):
-                    at = grid[1] + np.float32(k) + borders[c, k]
-                    _near(values, loose, (grid[0], at), given, scratch)
+                    border = np.float32(k) + borders[c, k]
+                    _near(values, loose, (grid[0], grid[1], border), given, scratch)
                     slopes[c, k] -= sum_of(scratch[: values.size]) * grid[0]
                 _through(values, loose, grid, given, part)
     return total * grid[0]
@@ -128,11 +128,11 @@ def _slope(x: F32, free: U8, grid: F32, borders: F32, grad: F32, scratch: F32) -
 
 
 @jit
-def _near(x: F32, free: U8, grid: tuple[float, float], grad: F32, scratch: F32) -> None:
-    scale, at = grid
+def _near(x: F32, free: U8, grid: tuple[float, float, float], grad: F32, scratch: F32) -> None:
+    scale, lo, begin = grid
     reach = np.float32(REACH)
     for i in range(x.size):
-        height = max(np.float32(1) - abs(x[i] / scale - at) / reach, np.float32(0)) / reach
+        height = max(np.float32(1) - abs(x[i] / scale - lo - begin) / reach, np.float32(0)) / reach
         scratch[i] = np.float32(0) if free[i] != 0 else height * grad[i]
 
 
