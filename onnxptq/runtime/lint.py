@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -276,6 +277,9 @@ def _reaches(node: ir.Node, op_type: str, *, up: bool) -> bool:
 
 def _may_saturate(node: ir.Node) -> bool:
     """Whether two products of neighbours can exceed int16 in `vpmaddubsw` (semantics note A.4)."""
+    if node.domain == borders.DOMAIN:
+        x, _, weight = node.inputs[:3]
+        return _exceeds_int16(constant(weight), 0, _highest_code(x))
     op = record(node)
     if op is None or op.rule.weight is None or op.rule.weight_axis is None:
         return False
@@ -283,17 +287,22 @@ def _may_saturate(node: ir.Node) -> bool:
     dequantize = None if weight is None else weight.producer()
     if dequantize is None or dequantize.op_type != "DequantizeLinear":
         return False
-    codes = constant(dequantize.inputs[0])
+    x = node.inputs[0]
+    source = None if x is None else x.producer()
+    highest = 255 if source is None else _highest_code(source.inputs[0])
+    return _exceeds_int16(constant(dequantize.inputs[0]), op.rule.weight_axis(node) or 0, highest)
+
+
+def _exceeds_int16(codes: npt.NDArray[Any] | None, axis: int, highest: int) -> bool:
     if codes is None or codes.dtype != np.int8:
         # Packed weights have 7 bits or fewer: 2 * 255 * 64 fits.
         return False
-    axis = op.rule.weight_axis(node)
-    rows = np.moveaxis(codes, axis or 0, 0).reshape(codes.shape[axis or 0], -1)
+    rows = np.moveaxis(codes, axis, 0).reshape(codes.shape[axis], -1)
     if rows.shape[1] < 2:
         return False
     wide = np.ascontiguousarray(rows, np.int16)
     worst = max(_two_largest(wide), _two_largest(-wide))
-    return bool(worst * _highest_code(node.inputs[0]) > INT16_MAX)
+    return bool(worst * highest > INT16_MAX)
 
 
 def _two_largest(rows: npt.NDArray[np.int16]) -> int:
@@ -305,10 +314,13 @@ def _two_largest(rows: npt.NDArray[np.int16]) -> int:
     return int(sums.max(initial=0))
 
 
-def _highest_code(value: ir.Value | None) -> int:
-    dequantize = None if value is None else value.producer()
-    source = None if dequantize is None else dequantize.inputs[0]
-    clip = None if source is None else source.producer()
+def _highest_code(codes: ir.Value | None) -> int:
+    clip = None if codes is None else codes.producer()
+    if clip is not None and clip.domain == borders.DOMAIN:
+        table, lowest = (constant(value) for value in clip.inputs[3:5])
+        assert table is not None
+        assert lowest is not None
+        return int(lowest) + table.shape[1]
     if clip is not None and clip.op_type == "Clip" and len(clip.inputs) > 2:
         top = constant(clip.inputs[2])
         if top is not None:

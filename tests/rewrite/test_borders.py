@@ -149,6 +149,18 @@ def test_lint_says_that_tables_are_slow(model: ir.Model, rng: np.random.Generato
     assert found.float_nodes == ()
 
 
+def test_lint_says_which_of_them_saturate_without_vnni(model: ir.Model, rng: np.random.Generator):
+    """The first one reads 8-bit codes by 8-bit weights; behind borders codes are small."""
+    recipe = with_borders(recipe_of(model, 2, rng), 2, rng)
+
+    plain = lint(insert_qdq(model, replace(recipe, borders={}), Storage()))
+    found = lint(insert_qdq(model, recipe, Storage()))
+
+    first = next(str(node.name) for node in model.graph if node.op_type == "Conv")
+    assert first in plain.saturation_risk
+    assert found.saturation_risk == plain.saturation_risk
+
+
 def test_a_recipe_keeps_its_borders(model: ir.Model, rng: np.random.Generator):
     recipe = with_borders(recipe_of(model, 2, rng), 2, rng)
 
