@@ -3,7 +3,7 @@
 Per tensor, codes counted from the zero point. Nothing here runs a network.
 
 Versions tried for `fake_quantize` and `fake_quantize_gradient` together (512 Ki float32, one core
-of an AMD EPYC with AVX-512, 2026-11):
+of an AMD EPYC without AVX-512, 2026-11):
     torch, one operator after the other            some 20 passes over memory
     gradient in one loop with a sum                17 ns an element, which LLVM does not vectorise
     gradient in three loops over a chunk            1.3 ns
@@ -15,7 +15,6 @@ import numpy.typing as npt
 from onnxptq.kernels.jit import jit
 
 F32 = npt.NDArray[np.float32]
-F64 = npt.NDArray[np.float64]
 U8 = npt.NDArray[np.uint8]
 
 CHUNK = 1024

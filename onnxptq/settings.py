@@ -136,8 +136,7 @@ class Settings:
         Raises:
             SpecError: The quality, a method or one of its options does not exist.
         """
-        widths = self.placing().widths()
-        chosen = methods_of(self.quality, min(widths.weight or 8, widths.activation or 8))
+        chosen = methods_of(self.quality, self.placing().fewest_bits())
         text = with_iterations(self.method or chosen, self.iterations)
         if not spec.parse(text, METHODS, "method"):
             raise SpecError("method: the text is empty; name at least one")

@@ -89,6 +89,12 @@ def test_the_best_methods_depend_on_the_fewest_bits(bits: str, learned: str):
     assert f",{learned}" in Settings(bits=bits, quality="best").methods()
 
 
+def test_bits_of_single_layers_count_for_the_best_methods():
+    settings = Settings(bits="w8a8", layer_bits=("conv2=w2",), quality="best")
+
+    assert ",aquant" in settings.methods()
+
+
 def test_iterations_are_those_of_all_methods_that_learn():
     settings = Settings(method="mse,weights-mse,qdrop{scales=true},finetune", iterations=8)
 

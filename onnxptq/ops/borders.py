@@ -1,13 +1,16 @@
 """Counting the thresholds that accumulators reach, as files with learned borders write it."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
 from onnxptq.ops.nodes import constant, input_at, int_attribute
 from onnxptq.quant import I32
 
+UINT8_MAX = 255
 COUNTED = 2
 """The axis behind the channels on which thresholds are counted."""
 
@@ -27,8 +30,13 @@ class Counting:
     nodes: tuple[ir.Node, ...]
 
 
-def counting(acc: ir.Value) -> Counting | None:
-    """The counting that alone reads accumulators, [N, C, ...]; None if there is none."""
+def counting(acc: ir.Value, weight: npt.NDArray[Any]) -> Counting | None:
+    """The counting that alone reads accumulators, [N, C, ...]; None if there is none.
+
+    Args:
+        acc: The accumulators.
+        weight: Of the convolution that makes them, [C, ...].
+    """
     chain = _chain(acc)
     types = [node.op_type for node in chain]
     if types[:4] != ["Unsqueeze", "GreaterOrEqual", "Cast", "ReduceSum"] or types[-1] != "Cast":
@@ -49,13 +57,21 @@ def counting(acc: ir.Value) -> Counting | None:
         and int_attribute(cast, "to", 0) == ir.DataType.INT32
         and int_attribute(last, "to", 0) == ir.DataType.UINT8
     )
-    if not fits or table is None or table.dtype != np.int32 or not _is_per_channel(table):
+    if not fits or table is None or not _is_per_channel(table, weight):
+        return None
+    if not 0 <= lowest <= UINT8_MAX - table.shape[1]:
         return None
     return Counting(table.reshape(table.shape[:2]), lowest, tuple(chain))
 
 
-def _is_per_channel(table: np.ndarray[tuple[int, ...], np.dtype[np.generic]]) -> bool:
-    return table.ndim >= COUNTED and all(side == 1 for side in table.shape[2:])
+def _is_per_channel(table: npt.NDArray[Any], weight: npt.NDArray[Any]) -> bool:
+    """Whether it is int32 [C or 1, levels, 1, ...], as broadcasting against accumulators has it."""
+    return (
+        table.dtype == np.int32
+        and table.ndim == weight.ndim
+        and table.shape[0] in (1, len(weight))
+        and all(side == 1 for side in table.shape[2:])
+    )
 
 
 def _chain(value: ir.Value) -> list[ir.Node]:

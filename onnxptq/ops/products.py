@@ -33,12 +33,13 @@ def conv_integer(node: Fused) -> None:
 
     Codes where thresholds that accumulators have reached are counted behind it.
     """
-    found = counting(node.node.outputs[0])
+    weight = node.array(1)
+    found = counting(node.node.outputs[0], weight)
     ends = _Ends(np.ones(1, np.float32), None)
     if found is not None:
         node.builder.absorb(found.nodes)
         ends = _Ends(np.ones(1, np.float32), found)
-    _convolve(node, (node.number(2), node.array(1), node.zeros(3)), None, ends)
+    _convolve(node, (node.number(2), weight, node.zeros(3)), None, ends)
 
 
 class _Ends:

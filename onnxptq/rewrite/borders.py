@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from onnxptq.errors import SpecError
 from onnxptq.ops.nodes import constant, input_at
 from onnxptq.quant import I32, QParams
 from onnxptq.rewrite.sheet import Sheet, codes_like
@@ -48,13 +49,24 @@ def thresholds(
 def layer_numbers(
     layer: ir.Node, x: QParams, y: QParams
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
-    """Steps of the output that one unit of an accumulator is worth, and codes of the bias, [C]."""
-    scales, bias = (
-        _behind_dequantize(layer, position, place) for position, place in ((1, 1), (2, 0))
-    )
+    """Steps of the output that one unit of an accumulator is worth, and codes of the bias, [C].
+
+    Raises:
+        SpecError: The weight has zero points, which ConvInteger does not take channel by channel.
+    """
+    places = ((1, 1), (1, 2), (2, 0))
+    scales, zeros, bias = (_behind_dequantize(layer, *place) for place in places)
+    weight = layer.inputs[1]
     assert scales is not None
+    assert weight is not None
+    assert weight.shape is not None
+    if zeros is not None and zeros.any():
+        raise SpecError(f"node {layer.name!r} has borders and zero points of weights; choose one")
+    channels = weight.shape[0]
+    assert isinstance(channels, int)
     step = scales.astype(np.float64) * float(x.scale) / float(y.scale)
-    return step, np.zeros(step.size, np.int64) if bias is None else bias.astype(np.int64)
+    codes = np.zeros(1, np.int64) if bias is None else bias.astype(np.int64)
+    return np.broadcast_to(step, channels), np.broadcast_to(codes, channels)
 
 
 def _behind_dequantize(layer: ir.Node, position: int, place: int) -> npt.NDArray[np.generic] | None:

@@ -68,6 +68,15 @@ class Placing:
         widths = Widths.parse(self.bits)
         return Widths(widths.weight or 8, widths.activation or 8)
 
+    def fewest_bits(self) -> int:
+        """The fewest that any weight or activation may have.
+
+        Raises:
+            SpecError: `bits` or an entry of `layer_bits` is malformed.
+        """
+        every = [self.widths(), *(widths for _, widths in self.overrides())]
+        return min(bits for w in every for bits in (w.weight, w.activation) if bits is not None)
+
     def overrides(self) -> tuple[tuple[str, Widths], ...]:
         """`layer_bits` taken apart.
 

@@ -47,7 +47,8 @@ def strip(model: ir.Model) -> tuple[ir.Model, Recipe]:
     """
     if model.functions:
         raise ModelError(
-            "the file has tables of borders, which hold no float convolution to take it apart into"
+            "the file has tables of borders, and no float convolutions any more to compare layers "
+            "with; the page of such a file is written by onnxptq quantize --report"
         )
     codes = _constant_codes(model)
     model = model.clone()

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import onnx_ir as ir
 import pytest
+from onnx import numpy_helper
 
 from onnxptq import ort
 from onnxptq.calibrate.model import calibrate
@@ -25,7 +26,7 @@ from onnxptq.runtime.certify import certify
 from onnxptq.runtime.execute import Executor
 from onnxptq.runtime.lint import lint
 from onnxptq.runtime.lower import lower
-from tests.small_models import from_text
+from tests.small_models import from_text, proto_from_text
 
 BODY = """
     a = Conv<pads = [1, 1, 1, 1]>(x, w0, b0) b = Relu(a)
@@ -138,6 +139,58 @@ def test_a_table_that_lost_a_threshold_is_not_proved(model: ir.Model, rng: np.ra
     certificate = certify(replace(program, instrs=tuple(instrs)), shapes_of(program, rng))
 
     assert certificate.channels - certificate.proved == len(cut.arrays["table"])
+
+
+def test_one_scale_for_all_channels_is_enough(model: ir.Model, rng: np.random.Generator):
+    placing = Placing(bits="w3a3", per_channel=False)
+    data = Taken(images(rng, 8), None, 8, "calibration")
+    recipe, stats = calibrate(model, place(model, placing), data, placing, CollectOptions())
+    recipe = apply(recipe, "mse,weights-mse", Context(model, stats, data))
+    recipe, feeds = with_borders(recipe, 3, rng), some(rng)
+
+    written = insert_qdq(model, recipe, Storage())
+
+    found = Executor(lower(written), threads=1).run(["y"], feeds)[0]
+    assert found.tolist() == outputs(written, feeds).tolist()
+
+
+def test_weights_with_zero_points_are_refused(model: ir.Model, rng: np.random.Generator):
+    recipe = with_borders(recipe_of(model, 2, rng), 2, rng)
+    tensor = recipe.tensors["w1"]
+    params = replace(tensor.params, zero_point=tensor.params.zero_point + 1)
+    tensors = {**recipe.tensors, "w1": replace(tensor, params=params)}
+
+    with pytest.raises(SpecError, match="has borders and zero points of weights"):
+        insert_qdq(model, replace(recipe, tensors=tensors), Storage())
+
+
+@pytest.mark.parametrize(
+    ("table", "lowest"), [((5, 3, 1, 1), 0), ((1, 3, 1, 1), 7), ((3, 1, 1), 0), ((5, 3, 1, 1), 253)]
+)
+def test_countings_of_others_run_as_in_onnxruntime(
+    table: tuple[int, ...], lowest: int, rng: np.random.Generator
+):
+    """Also where they are none of ours: broadcast in another way, or beyond the last code."""
+    body = """
+        a = ConvInteger(x, w) b = Unsqueeze(a, axis) c = GreaterOrEqual(b, t)
+        d = Cast<to = 6>(c) e = ReduceSum<keepdims = 0>(d, axis) f = Add(e, lo) y = Cast<to = 2>(f)
+    """
+    text = f"g (uint8[N, 3, 6, 6] x) => (uint8[N, ?, ?, ?] y) {{{body}}}"
+    proto = proto_from_text(text.replace("?", "M"), rng, {})
+    constants = {
+        "w": rng.integers(-4, 4, (5, 3, 1, 1)).astype(np.int8),
+        "axis": np.array([2], np.int64),
+        "t": rng.integers(-500, 500, table).astype(np.int32),
+        "lo": np.array(lowest, np.int32),
+    }
+    for name, array in constants.items():
+        proto.graph.initializer.append(numpy_helper.from_array(array, name))
+    model = io.from_proto(proto, "a counting")
+    feeds = {"x": rng.integers(0, 256, (4, 3, 6, 6)).astype(np.uint8)}
+
+    expected = ort.session(model).run(feeds)["y"]
+
+    assert Executor(lower(model), threads=1).run(["y"], feeds)[0].tolist() == expected.tolist()
 
 
 def test_lint_says_that_tables_are_slow(model: ir.Model, rng: np.random.Generator):

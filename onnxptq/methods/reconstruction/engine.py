@@ -35,8 +35,7 @@ def reconstruct(recipe: Recipe, ctx: Context, plan: Plan, set_by: str) -> Recipe
 
     A block that is no nearer to float on the held-out samples stays as it was; so does one with an
     operator that has no gradient, and the whole where the network's outputs are no nearer in the
-    end. After each block the recipe is put by, for a run that is
-    interrupted to go on from.
+    end. After each block the recipe is put by, for a run that is interrupted to go on from.
 
     Raises:
         CalibrationError: There are no calibration data.

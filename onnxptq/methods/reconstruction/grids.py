@@ -123,7 +123,7 @@ class BorderedGrid(Grid):
         grain = "tensor" if learned is None else learned.grain
         rows = {"channel": channels, "group": -(-channels // GROUP), "tensor": 1}[grain]
         self._row_of = torch.arange(channels, device=device) * rows // channels
-        place = torch.linspace(-1.0, 1.0, levels, device=device) if levels > 1 else torch.zeros(1)
+        place = torch.linspace(-1.0, 1.0, levels, device=device)
         self._powers = torch.stack([place**power for power in range(powers)] or [place * 0])
         self.coefficients = nn.Parameter(
             torch.zeros(rows, max(powers, 1), device=device), requires_grad=learned is not None
@@ -148,7 +148,7 @@ MOST_LEVELS = 15
 
 
 class _BorderRound(torch.autograd.Function):
-    """`kernels.borders` between tensors; on a GPU its plain form by way of the CPU's memory."""
+    """`kernels.borders` between tensors; those of a GPU go by way of the CPU's memory."""
 
     @staticmethod
     def forward(

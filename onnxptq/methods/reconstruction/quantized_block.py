@@ -73,7 +73,7 @@ class QuantizedBlock(nn.Module):
         self.weights = nn.ModuleList(
             SoftWeight(_start(node, recipe, learned.from_codes), device) for node in block.layers
         )
-        channels = _channels_behind(block)
+        channels = _channels_behind(block, recipe)
         split = _split(block, recipe) if learned.roundings else set[str]()
         self.grids = nn.ModuleList(
             _split_grid(name, recipe, device)
@@ -190,13 +190,18 @@ class QuantizedBlock(nn.Module):
         }
 
 
-def _channels_behind(block: Block) -> dict[str, int]:
-    """How many channels the layers have whose outputs, behind a Relu or Clip, are these values."""
+def _channels_behind(block: Block, recipe: Recipe) -> dict[str, int]:
+    """How many channels the layers have whose outputs, behind a Relu or Clip, are these values.
+
+    Only of convolutions whose weights have no zero points, as tables of borders need it.
+    """
     found: dict[str, int] = {}
     for node in block.layers:
         weight = weight_of(node)
         array = None if weight is None else constant(weight)
-        if node.op_type == "Conv" and array is not None:
+        if node.op_type != "Conv" or weight is None or array is None:
+            continue
+        if not recipe.tensors[str(weight.name)].params.zero_point.any():
             found |= dict.fromkeys(values_behind(node), len(array))
     return found
 
