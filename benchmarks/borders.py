@@ -28,8 +28,8 @@ ARMS = (PLAIN, "aquant-constant", "aquant", *lowbit.BORDERS)
 def measure(network: Network, bits: str, plain: Row, options: argparse.Namespace) -> list[Row]:
     """All forms at one pair of widths."""
     seed = options.seeds[0]
-    rows = [lowbit.made(network, arm, bits, seed, options) for arm in options.forms]
-    paths = [lowbit.file_of(network, arm, bits, seed, options) for arm in options.forms]
+    rows = [lowbit.made(network, arm, bits, seed, options) for arm in options.arms]
+    paths = [lowbit.file_of(network, arm, bits, seed, options) for arm in options.arms]
     found = bench_files(paths, BenchOptions(runs=options.runs), Silent())
     times = {(row.model, row.engine): row.median_ms for row in found.rows}
     lines: list[Row] = []
@@ -55,9 +55,8 @@ def differing(path: Path, network: Network) -> int:
 
 
 def main() -> None:
-    parser = lowbit.parser_of(__doc__, "borders")
+    parser = lowbit.parser_of(__doc__, "borders", ARMS)
     parser.add_argument("--runs", type=int, default=40, help="counted runs of each file")
-    parser.add_argument("--forms", nargs="+", choices=ARMS, default=list(ARMS))
     parser.set_defaults(bits=["w2a2"], iterations=500)
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)

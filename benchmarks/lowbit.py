@@ -132,11 +132,9 @@ def verdicts(lines: Sequence[Row]) -> list[Row]:
     found: list[Row] = []
     for line in lines:
         bits, arm = line["bits"], line["arm"]
-        if arm == "best":
-            most = LOST[bits]
-            found.append(
-                _verdict(f"{bits}: best loses <= {most}", line["lost"], line["lost"] <= most)
-            )
+        if arm == "best" and bits in LOST:
+            most, lost = LOST[bits], line["lost"]
+            found.append(_verdict(f"{bits}: best loses <= {most}", lost, lost <= most))
             if bits == "w2a2":
                 found.append(
                     _verdict(f"{bits}: best takes <= {SECONDS} s", line["s"], line["s"] <= SECONDS)
@@ -165,11 +163,13 @@ def _mean(numbers: Sequence[float]) -> float:
     return sum(numbers) / len(numbers)
 
 
-def parser_of(description: str | None, name: str) -> argparse.ArgumentParser:
-    """What is asked of this benchmark, and of the same on ImageNet."""
+def parser_of(
+    description: str | None, name: str, arms: Sequence[str] = tuple(ARMS)
+) -> argparse.ArgumentParser:
+    """What is asked of this benchmark, and of others that make files by some of its arms."""
     parser = common.parser(description, name)
     parser.add_argument("--bits", nargs="+", default=list(LOST))
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
+    parser.add_argument("--arms", nargs="+", choices=arms, default=list(arms))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--iterations", type=int, default=2000, help="of each block")
     parser.add_argument("--calibration-images", type=int, default=1024)

@@ -51,6 +51,12 @@ def test_targets_are_judged() -> None:
     assert [verdict["met"] for verdict in found] == [False, True, False]
 
 
+def test_other_widths_have_no_target() -> None:
+    rows = [row("best", 0, 0.77) | {"bits": "w4a8"}]
+
+    assert lowbit.verdicts(lowbit.summary(rows, {"top1": 0.88})) == []
+
+
 def test_best_is_what_quality_best_is() -> None:
     assert lowbit.text_of("best", "w2a4", 500).endswith(
         "aquant{iterations=500},finetune{iterations=250}"
