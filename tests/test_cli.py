@@ -438,7 +438,7 @@ def test_evaluate_answers_with_the_keys_of_the_contract(
 
     assert set(result) == {"n", "top1", "top5", "agreement", "sqnr_db", "kl"}
     assert (result["n"], result["top1"], result["top5"]) == (8, None, None)
-    assert result["sqnr_db"] > (20.0 if HAS_VNNI else 15.0)
+    assert result["sqnr_db"] > (20.0 if HAS_VNNI else 15.0)  # 19.3 where sums saturate
     assert result["kl"] >= 0.0
 
 
