@@ -30,12 +30,13 @@ class Counting:
     nodes: tuple[ir.Node, ...]
 
 
-def counting(acc: ir.Value, weight: npt.NDArray[Any]) -> Counting | None:
+def counting(acc: ir.Value, channels: int, rank: int) -> Counting | None:
     """The counting that alone reads accumulators, [N, C, ...]; None if there is none.
 
     Args:
         acc: The accumulators.
-        weight: Of the convolution that makes them, [C, ...].
+        channels: C.
+        rank: How many axes they have.
     """
     chain = _chain(acc)
     types = [node.op_type for node in chain]
@@ -57,19 +58,19 @@ def counting(acc: ir.Value, weight: npt.NDArray[Any]) -> Counting | None:
         and int_attribute(cast, "to", 0) == ir.DataType.INT32
         and int_attribute(last, "to", 0) == ir.DataType.UINT8
     )
-    if not fits or table is None or not _is_per_channel(table, weight):
+    if not fits or table is None or not _is_per_channel(table, channels, rank):
         return None
     if not 0 <= lowest <= UINT8_MAX - table.shape[1]:
         return None
     return Counting(table.reshape(table.shape[:2]), lowest, tuple(chain))
 
 
-def _is_per_channel(table: npt.NDArray[Any], weight: npt.NDArray[Any]) -> bool:
+def _is_per_channel(table: npt.NDArray[Any], channels: int, rank: int) -> bool:
     """Whether it is int32 [C or 1, levels, 1, ...], as broadcasting against accumulators has it."""
     return (
         table.dtype == np.int32
-        and table.ndim == weight.ndim
-        and table.shape[0] in (1, len(weight))
+        and table.ndim == rank
+        and table.shape[0] in (1, channels)
         and all(side == 1 for side in table.shape[2:])
     )
 

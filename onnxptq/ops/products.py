@@ -34,11 +34,7 @@ def conv_integer(node: Fused) -> None:
     Codes where thresholds that accumulators have reached are counted behind it.
     """
     weight = node.array(1)
-    found = counting(node.node.outputs[0], weight)
-    ends = _Ends(np.ones(1, np.float32), None)
-    if found is not None:
-        node.builder.absorb(found.nodes)
-        ends = _Ends(np.ones(1, np.float32), found)
+    ends = _counted(node, len(weight), weight.ndim)
     _convolve(node, (node.number(2), weight, node.zeros(3)), None, ends)
 
 
@@ -48,6 +44,14 @@ class _Ends:
     def __init__(self, scale: F32, output: Any) -> None:
         self.scale = scale
         self.output = output
+
+
+def _counted(node: Fused, channels: int, rank: int) -> _Ends:
+    """The accumulators themselves, or codes where thresholds that they reach are counted."""
+    found = counting(node.node.outputs[0], channels, rank)
+    if found is not None:
+        node.builder.absorb(found.nodes)
+    return _Ends(np.ones(1, np.float32), found)
 
 
 def _convolve(
@@ -102,9 +106,13 @@ def qlinear_matmul(node: Fused) -> None:
 
 
 def matmul_integer(node: Fused) -> None:
-    """MatMulInteger: a, b and their zero points; the accumulators are the result."""
+    """MatMulInteger: a, b and their zero points; the accumulators are the result, or codes."""
     operands = (node.number(2), 1, node.zeros(3))
-    _multiply(node, operands, None, _Ends(np.ones(1, np.float32), None))
+    weight, shape = constant_matrix(node, 1), node.shape(0)
+    ends = _Ends(np.ones(1, np.float32), None)
+    if weight is not None and weight.ndim == 2 and shape is not None and len(shape) == 2:
+        ends = _counted(node, weight.shape[1], 2)
+    _multiply(node, operands, None, ends)
 
 
 def matmul_integer_to_float(node: Fused) -> None:

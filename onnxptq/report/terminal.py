@@ -143,11 +143,11 @@ def steps(rows: Sequence[StepRow]) -> Table:
 
 
 def slow(nodes: Sequence[str]) -> tuple[str, ...]:
-    """What to know about convolutions with tables of borders, if there are any."""
+    """What to know about layers with tables of borders, if there are any."""
     if not nodes:
         return ()
     return (
-        f"{len(nodes)} convolutions have tables of borders, from {nodes[0]} on: onnxruntime runs "
+        f"{len(nodes)} layers have tables of borders, from {nodes[0]} on: onnxruntime runs "
         "them in integers but slowly; the executor has a form for them",
     )
 

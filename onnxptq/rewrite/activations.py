@@ -13,7 +13,7 @@ from onnxptq.ops.nodes import constant, is_constant, scalar
 from onnxptq.ops.op import Fusion
 from onnxptq.quant import QParams
 from onnxptq.recipe import Recipe, provenance
-from onnxptq.rewrite.borders import BorderWriter, layer_numbers, thresholds
+from onnxptq.rewrite.borders import BorderWriter, function_of, layer_numbers, thresholds
 from onnxptq.rewrite.clamps import Clamp, clamp_of, code_of, code_window
 from onnxptq.rewrite.gates import GATE, gate_codes
 from onnxptq.rewrite.place import Layout, is_derived
@@ -120,11 +120,11 @@ class ActivationWriter:
     def _bordered(
         self, name: str, value: ir.Value, params: QParams, clamp: ir.Node | None
     ) -> ir.Value:
-        """Codes by tables of thresholds behind the convolution that makes a value."""
+        """Codes by tables of thresholds behind the layer that makes a value."""
         source = value if clamp is None else clamp.inputs[0]
         layer = None if source is None else source.producer()
-        if layer is None or layer.op_type != "Conv":
-            raise SpecError(f"value {name!r} has borders, but no convolution makes it")
+        if layer is None or function_of(layer) is None:
+            raise SpecError(f"value {name!r} has borders, but no Conv or plain Gemm makes it")
         assert layer.inputs[0] is not None
         inner = self._name_of(layer.inputs[0])
         x = self._params[inner]

@@ -1,7 +1,7 @@
-"""A convolution whose accumulators become codes by tables of thresholds: borders that were learned.
+"""Layers whose accumulators become codes by tables of thresholds: borders that were learned.
 
-In the file it is a function of its own, in integers throughout (design.md D5):
-ConvInteger, then the number of thresholds that each accumulator has reached.
+In the file each is a function of its own, in integers throughout (design.md D5): ConvInteger or
+MatMulInteger, then the number of thresholds that each accumulator has reached.
 """
 
 import numpy as np
@@ -9,15 +9,30 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from onnxptq.errors import SpecError
-from onnxptq.ops.nodes import constant, input_at
+from onnxptq.ops.borders import COUNTED
+from onnxptq.ops.nodes import constant, float_attribute, input_at, int_attribute
 from onnxptq.quant import I32, QParams
 from onnxptq.rewrite.sheet import Sheet, codes_like
 
 DOMAIN = "onnxptq"
-FUNCTION = "BorderedConv"
+CONV, GEMM, MATMUL = "BorderedConv", "BorderedGemm", "BorderedMatMul"
+"""Functions: the last two for a Gemm whose weight is, and is not, to be transposed."""
 INT32 = np.iinfo(np.int32)
 
-_INTS = ("dilations", "kernel_shape", "pads", "strides")
+
+def function_of(layer: ir.Node) -> str | None:
+    """The function that stands for a layer with borders; None if it is none that can have some."""
+    if layer.op_type == "Conv":
+        return CONV
+    plain = all(float_attribute(layer, name, 1.0) == 1.0 for name in ("alpha", "beta"))
+    if layer.op_type != "Gemm" or not plain or int_attribute(layer, "transA", 0):
+        return None
+    return GEMM if int_attribute(layer, "transB", 0) else MATMUL
+
+
+def channel_axis(function: str) -> int:
+    """The axis of output channels of the weight of a function."""
+    return 1 if function == MATMUL else 0
 
 
 def thresholds(
@@ -54,6 +69,8 @@ def layer_numbers(
     Raises:
         SpecError: The weight has zero points, which ConvInteger does not take channel by channel.
     """
+    function = function_of(layer)
+    assert function is not None
     places = ((1, 1), (1, 2), (2, 0))
     scales, zeros, bias = (_behind_dequantize(layer, *place) for place in places)
     weight = layer.inputs[1]
@@ -62,7 +79,7 @@ def layer_numbers(
     assert weight.shape is not None
     if zeros is not None and zeros.any():
         raise SpecError(f"node {layer.name!r} has borders and zero points of weights; choose one")
-    channels = weight.shape[0]
+    channels = weight.shape[channel_axis(function)]
     assert isinstance(channels, int)
     step = scales.astype(np.float64) * float(x.scale) / float(y.scale)
     codes = np.zeros(1, np.int64) if bias is None else bias.astype(np.int64)
@@ -78,7 +95,7 @@ def _behind_dequantize(layer: ir.Node, position: int, place: int) -> npt.NDArray
 
 
 class BorderWriter:
-    """Writes bordered convolutions in the place of convolutions between codes."""
+    """Writes bordered layers in the place of layers between codes."""
 
     def __init__(self, sheet: Sheet) -> None:
         self._sheet = sheet
@@ -91,12 +108,13 @@ class BorderWriter:
 
         Args:
             name: The activation.
-            layer: The convolution, its weight behind a DequantizeLinear.
+            layer: The layer, its weight behind a DequantizeLinear.
             x: Codes of its input and their zero point.
             table: Thresholds, [C, levels].
             code_lo: Lowest code of the activation.
         """
-        weight = layer.inputs[1]
+        weight, function = layer.inputs[1], function_of(layer)
+        assert function is not None
         assert weight is not None
         assert weight.shape is not None
         source = weight.producer()
@@ -109,9 +127,9 @@ class BorderWriter:
         codes = codes_like(f"{name}_Borders_Output", layer.outputs[0])
         call = ir.Node(
             DOMAIN,
-            FUNCTION,
+            function,
             [x[0], x[1], source.inputs[0], *ends],
-            list(layer.attributes.values()),
+            list(layer.attributes.values()) if function == CONV else [],
             outputs=[codes],
             name=str(layer.name),
         )
@@ -120,7 +138,7 @@ class BorderWriter:
         return codes
 
     def remove_layers(self) -> None:
-        """Take the convolutions away that nobody reads any more, with their real constants.
+        """Take the layers away that nobody reads any more, with their real constants.
 
         The DequantizeLinear of an input stays, also where nobody reads it: it says what its codes
         stand for.
@@ -135,25 +153,23 @@ class BorderWriter:
 
 
 def declare(model: ir.Model) -> None:
-    """Give the model the function that its bordered convolutions call."""
-    made = function(model.graph.opset_imports[""])
-    model.functions[made.identifier()] = made
-    model.graph.opset_imports[DOMAIN] = 1
+    """Give the model the functions that its bordered layers call."""
+    called = {node.op_type for node in model.graph if node.domain == DOMAIN}
+    for name in sorted(called):
+        made = function(name, model.graph.opset_imports[""])
+        model.functions[made.identifier()] = made
+    if called:
+        model.graph.opset_imports[DOMAIN] = 1
 
 
-def function(opset: int) -> ir.Function:
-    """`BorderedConv(x, x_zero_point, w, thresholds, code_lo) -> codes`, uint8."""
+def function(name: str, opset: int) -> ir.Function:
+    """A function `(x, x_zero_point, w, thresholds, code_lo) -> codes`, uint8."""
     x, zero, w, table, lowest = (
         ir.val(name) for name in ("x", "x_zero_point", "w", "thresholds", "code_lo")
     )
-    refs = [ir.RefAttr(name, name, ir.AttributeType.INTS) for name in _INTS]
-    refs += [
-        ir.RefAttr("auto_pad", "auto_pad", ir.AttributeType.STRING),
-        ir.RefAttr("group", "group", ir.AttributeType.INT),
-    ]
-    axis = ir.node("Constant", [], {"value_ints": [2]}, outputs=[ir.val("axis")])
-    acc = ir.Node("", "ConvInteger", [x, w, zero], refs, outputs=[ir.val("acc")])
-    nodes = [axis, acc]
+    axis = ir.node("Constant", [], {"value_ints": [COUNTED]}, outputs=[ir.val("axis")])
+    attributes = _conv_attributes() if name == CONV else []
+    nodes = [axis, *_accumulating(name, (x, zero, w), attributes)]
 
     def then(op_type: str, output: str, *others: ir.Value, **attributes: int) -> ir.Value:
         inputs = [nodes[-1].outputs[0], *others]
@@ -167,11 +183,29 @@ def function(opset: int) -> ir.Function:
     then("Add", "code", lowest)
     codes = then("Cast", "codes", to=int(ir.DataType.UINT8))
     graph = ir.Graph(
-        [x, zero, w, table, lowest], [codes], nodes=nodes, opset_imports={"": opset}, name=FUNCTION
+        [x, zero, w, table, lowest], [codes], nodes=nodes, opset_imports={"": opset}, name=name
     )
-    attributes = [ir.Attr(name, ir.AttributeType.INTS, None) for name in _INTS]
-    attributes += [
-        ir.Attr("auto_pad", ir.AttributeType.STRING, None),
-        ir.Attr("group", ir.AttributeType.INT, None),
-    ]
-    return ir.Function(DOMAIN, FUNCTION, "", graph=graph, attributes=attributes)
+    return ir.Function(DOMAIN, name, "", graph=graph, attributes=attributes)
+
+
+def _conv_attributes() -> list[ir.Attr]:
+    """Those of Conv, without values."""
+    ints, text, number = ir.AttributeType.INTS, ir.AttributeType.STRING, ir.AttributeType.INT
+    kinds = [(name, ints) for name in ("dilations", "kernel_shape", "pads", "strides")]
+    return [ir.Attr(*kind, None) for kind in (*kinds, ("auto_pad", text), ("group", number))]
+
+
+def _accumulating(
+    name: str, operands: tuple[ir.Value, ir.Value, ir.Value], attributes: list[ir.Attr]
+) -> list[ir.Node]:
+    """The nodes of a function that make accumulators; the last one gives them."""
+    x, zero, w = operands
+    acc = ir.val("acc")
+    if name == CONV:
+        refs = [ir.RefAttr(attr.name, attr.name, attr.type) for attr in attributes]
+        return [ir.Node("", "ConvInteger", [x, w, zero], refs, outputs=[acc])]
+    if name == MATMUL:
+        return [ir.Node("", "MatMulInteger", [x, w, zero], outputs=[acc])]
+    turned = ir.node("Transpose", [w], {"perm": [1, 0]}, outputs=[ir.val("w_transposed")])
+    product = ir.Node("", "MatMulInteger", [x, turned.outputs[0], zero], outputs=[acc])
+    return [turned, product]

@@ -47,7 +47,7 @@ def strip(model: ir.Model) -> tuple[ir.Model, Recipe]:
     """
     if model.functions:
         raise ModelError(
-            "the file has tables of borders, and no float convolutions any more to compare layers "
+            "the file has tables of borders, and no float layers any more to compare its layers "
             "with; the page of such a file is written by onnxptq quantize --report"
         )
     codes = _constant_codes(model)

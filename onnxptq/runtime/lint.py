@@ -67,7 +67,7 @@ class Lint:
         float_nodes: The others that compute.
         saturation_risk: Layers whose sums of two products can leave int16: on an x86 CPU without
             VNNI they saturate, and the numbers differ from those of this file elsewhere.
-        slow_nodes: Convolutions with tables of borders: in integers, but as several nodes, each of
+        slow_nodes: Layers with tables of borders: in integers, but as several nodes, each of
             which walks over all numbers.
         target_problems: What the onnxruntime version asked for cannot do with this file.
     """
@@ -279,7 +279,8 @@ def _may_saturate(node: ir.Node) -> bool:
     """Whether two products of neighbours can exceed int16 in `vpmaddubsw` (semantics note A.4)."""
     if node.domain == borders.DOMAIN:
         x, _, weight = node.inputs[:3]
-        return _exceeds_int16(constant(weight), 0, _highest_code(x))
+        axis = borders.channel_axis(node.op_type)
+        return _exceeds_int16(constant(weight), axis, _highest_code(x))
     op = record(node)
     if op is None or op.rule.weight is None or op.rule.weight_axis is None:
         return False

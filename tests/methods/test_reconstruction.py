@@ -65,17 +65,19 @@ def model(rng: np.random.Generator) -> ir.Model:
     return from_text("g (float[N, 3, 6, 6] x) => (float[N, 5] y) {" + BODY + "}", rng, WEIGHTS)
 
 
-def data_of(rng: np.random.Generator, name: str) -> Taken:
-    feeds = [{"x": rng.normal(size=(1, 3, 6, 6)).astype(np.float32)} for _ in range(SAMPLES)]
+def data_of(rng: np.random.Generator, name: str, shape: tuple[int, ...] = (3, 6, 6)) -> Taken:
+    feeds = [{"x": rng.normal(size=(1, *shape)).astype(np.float32)} for _ in range(SAMPLES)]
     return Taken(feeds, None, SAMPLES, name)
 
 
-def context(model: ir.Model, rng: np.random.Generator) -> tuple[Recipe, Context]:
+def context(
+    model: ir.Model, rng: np.random.Generator, shape: tuple[int, ...] = (3, 6, 6)
+) -> tuple[Recipe, Context]:
     """A recipe at W3A3, ranges and rounding chosen, and where methods work on it."""
     placing = Placing(bits="w3a3")
-    data = data_of(rng, "calibration")
+    data = data_of(rng, "calibration", shape)
     recipe, stats = calibrate(model, place(model, placing), data, placing, CollectOptions())
-    ctx = Context(model, stats, data, data_of(rng, "held out"))
+    ctx = Context(model, stats, data, data_of(rng, "held out", shape))
     return apply(recipe, "mse,weights-mse", ctx), ctx
 
 
@@ -256,6 +258,20 @@ def test_borders_are_learned_by_channel_group_or_tensor(
         assert table.shape == (6, 7)
         assert len(np.unique(table, axis=0)) == rows
         assert ((table >= 0) & (table <= 1)).all()
+
+
+def test_borders_behind_dense_layers_are_learned_too(rng: np.random.Generator):
+    body = """
+        a = Gemm<transB = 1>(x, w0) b = Relu(a) c = Gemm(b, w1) d = Relu(c)
+        e = Gemm(d, w2) f = Relu(e) y = Gemm(f, w3)
+    """
+    weights = {"w0": (16, 12), "w1": (16, 9), "w2": (9, 9), "w3": (9, 4)}
+    model = from_text(f"g (float[N, 12] x) => (float[N, 4] y) {{{body}}}", rng, weights)
+    recipe, ctx = context(model, rng, (12,))
+
+    found = apply(recipe, "aquant{iterations=30,border=quadratic}", replace(ctx, held_out=None))
+
+    assert {name: len(table) for name, table in found.borders.items()} == {"b": 16, "d": 9}
 
 
 def test_linear_borders_behind_a_sum_are_a_scale_of_their_own(

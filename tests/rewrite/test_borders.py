@@ -17,6 +17,7 @@ from onnxptq.methods import apply
 from onnxptq.methods.method import Context
 from onnxptq.program import IntegerProgram
 from onnxptq.recipe import Recipe
+from onnxptq.rewrite.borders import function_of
 from onnxptq.rewrite.options import Placing
 from onnxptq.rewrite.place import place
 from onnxptq.rewrite.qdq import insert_qdq
@@ -223,12 +224,85 @@ def test_a_recipe_keeps_its_borders(model: ir.Model, rng: np.random.Generator):
     assert found.borders["e"].tolist() == recipe.borders["e"].tolist()
 
 
-def test_borders_where_no_convolution_is_are_refused(model: ir.Model, rng: np.random.Generator):
+def test_borders_where_no_layer_is_are_refused(model: ir.Model, rng: np.random.Generator):
     recipe = recipe_of(model, 2, rng)
     wrong = replace(recipe, borders={"x": np.full((3, 255), 0.5, np.float32)})
 
-    with pytest.raises(SpecError, match="value 'x' has borders, but no convolution makes it"):
+    with pytest.raises(
+        SpecError, match="value 'x' has borders, but no Conv or plain Gemm makes it"
+    ):
         insert_qdq(model, wrong, Storage())
+
+
+DENSE = """
+    a = Gemm<transB = 1>(x, w0, b0) b = Relu(a) c = Gemm(b, w1, b1) d = Clip(c, zero, six)
+    e = Gemm<transB = 1>(d, w2) f = Relu(e) y = Gemm<transB = 1>(f, w3)
+"""
+DENSE_WEIGHTS = {
+    "w0": (16, 12),
+    "b0": (16,),
+    "w1": (16, 9),
+    "b1": (9,),
+    "w2": (9, 9),
+    "w3": (4, 9),
+}
+
+
+@pytest.fixture
+def dense(rng: np.random.Generator) -> ir.Model:
+    ends = "<float zero = {0.0}, float six = {6.0}>"
+    text = f"g (float[N, 12] x) => (float[N, 4] y) {ends} {{{DENSE}}}"
+    return from_text(text, rng, DENSE_WEIGHTS)
+
+
+def dense_recipe(model: ir.Model, bits: int, rng: np.random.Generator) -> Recipe:
+    """Borders behind the first Gemm, whose weight is to be transposed, and behind the second."""
+    placing = Placing(bits=f"w{bits}a{bits}")
+    feeds = [{"x": rng.normal(size=(1, 12)).astype(np.float32)} for _ in range(16)]
+    data = Taken(feeds, None, 16, "calibration")
+    recipe, stats = calibrate(model, place(model, placing), data, placing, CollectOptions())
+    recipe = apply(recipe, "mse,weights-mse", Context(model, stats, data))
+    levels = (1 << bits) - 1
+    borders = {name: rng.uniform(0, 1, (c, levels)) for name, c in (("b", 16), ("d", 9))}
+    return replace(recipe, borders={k: v.astype(np.float32) for k, v in borders.items()})
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+@pytest.mark.parametrize("kind", ["packed", "int8"])
+def test_behind_gemm_the_executor_gives_what_onnxruntime_does(
+    bits: int, kind: str, dense: ir.Model, rng: np.random.Generator
+):
+    feeds = {"x": rng.normal(size=(64, 12)).astype(np.float32)}
+
+    written = insert_qdq(dense, dense_recipe(dense, bits, rng), Storage(kind))  # type: ignore[arg-type]
+    program = lower(written)
+    found = Executor(program, threads=1).run(["y"], feeds)[0]
+
+    assert found.tolist() == outputs(written, feeds).tolist()
+    assert not program.islands
+    assert [instr.op for instr in program.instrs].count("reached") == 2
+    assert sorted(name for _, name, _ in written.functions) == ["BorderedGemm", "BorderedMatMul"]
+
+
+def test_borders_of_one_half_behind_gemm_are_the_usual_rounding(
+    dense: ir.Model, rng: np.random.Generator
+):
+    recipe = dense_recipe(dense, 3, rng)
+    half = {name: np.full_like(table, 0.5) for name, table in recipe.borders.items()}
+    feeds = {"x": rng.normal(size=(64, 12)).astype(np.float32)}
+
+    plain = insert_qdq(dense, replace(recipe, borders={}), Storage())
+    bordered = insert_qdq(dense, replace(recipe, borders=half), Storage())
+
+    assert outputs(bordered, feeds).tolist() == outputs(plain, feeds).tolist()
+
+
+@pytest.mark.parametrize("attributes", [{"alpha": 0.5}, {"beta": 2.0}, {"transA": 1}])
+def test_a_gemm_that_does_more_than_a_product_has_no_function(attributes: dict[str, float]):
+    values = [ir.val(name) for name in ("x", "w", "b")]
+
+    assert function_of(ir.node("Gemm", values, attributes)) is None
+    assert function_of(ir.node("Gemm", values, {"transB": 1})) == "BorderedGemm"
 
 
 SUM = """

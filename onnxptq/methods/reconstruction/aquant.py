@@ -16,7 +16,7 @@ class AQuant(ByGradients):
     layer's bias, and one that is linear in the code is its bias and the scale of its weights;
     behind a sum or a pool a linear border is a QuantizeLinear whose scale is not that of its
     DequantizeLinear. The file is plain, and nothing is slower. All else becomes a table of
-    thresholds behind a convolution, for activations of at most 4 bits: the executor has a form for
+    thresholds behind a Conv or Gemm, for activations of at most 4 bits: the executor has a form for
     them, onnxruntime runs them in integers but slowly.
 
     Attributes:

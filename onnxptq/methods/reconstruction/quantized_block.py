@@ -18,6 +18,7 @@ from onnxptq.methods.weight_zeros import WHOLE
 from onnxptq.ops.nodes import constant
 from onnxptq.quant import SMALLEST_SCALE
 from onnxptq.recipe import Recipe
+from onnxptq.rewrite.borders import channel_axis, function_of
 from onnxptq.rewrite.regions import CLAMPS, weight_of
 
 Tensor = torch.Tensor
@@ -193,16 +194,18 @@ class QuantizedBlock(nn.Module):
 def _channels_behind(block: Block, recipe: Recipe) -> dict[str, int]:
     """How many channels the layers have whose outputs, behind a Relu or Clip, are these values.
 
-    Only of convolutions whose weights have no zero points, as tables of borders need it.
+    Only of layers that can have tables of borders, and whose weights have no zero points.
     """
     found: dict[str, int] = {}
     for node in block.layers:
-        weight = weight_of(node)
+        weight, function = weight_of(node), function_of(node)
         array = None if weight is None else constant(weight)
-        if node.op_type != "Conv" or weight is None or array is None:
+        if function is None or weight is None or array is None:
             continue
         if not recipe.tensors[str(weight.name)].params.zero_point.any():
-            found |= dict.fromkeys(values_behind(node), len(array))
+            found |= dict.fromkeys(
+                values_behind(node), len(array.swapaxes(0, channel_axis(function)))
+            )
     return found
 
 
