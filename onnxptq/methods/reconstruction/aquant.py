@@ -47,7 +47,7 @@ class AQuant(ByGradients):
             mix=self.drop,
             prediction=self.weight,
             temperature=self.temperature,
-            rates=Rates(scales=1e-3, biases=1e-3),
+            rates=Rates(scales=3e-4),
         )
         if self.border == "quadratic" or self.grain != "channel":
             return (replace(plan, borders=Borders(self.border, self.grain)),)

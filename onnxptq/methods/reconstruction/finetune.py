@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from onnxptq.methods.reconstruction.by_gradients import ByGradients
-from onnxptq.methods.reconstruction.plan import Plan
+from onnxptq.methods.reconstruction.plan import Plan, Rates
 
 
 @dataclass(frozen=True)
@@ -42,5 +42,6 @@ class FineTune(ByGradients):
             scales="all",
             biases="all",
             temperature=self.temperature,
+            rates=Rates(steps=4e-5),
         )
         return (plan,)

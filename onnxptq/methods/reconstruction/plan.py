@@ -10,6 +10,10 @@ Which = Literal["none", "bordered", "all"]
 class Rates:
     """Learning rates of Adam, for `PAPER_ITERATIONS`; fewer iterations take larger ones.
 
+    Those of rounding and steps are some ten times the papers', whose rates leave most codes where
+    they are in the hundreds of iterations that a CPU has the time for: README.md, "Learned at 2
+    bits".
+
     Attributes:
         rounding: Of V.
         steps: Of activations' steps, relative to the step; falls to 0 by a cosine.
@@ -18,8 +22,8 @@ class Rates:
         borders: Of borders, in steps.
     """
 
-    rounding: float = 1e-3
-    steps: float = 4e-5
+    rounding: float = 3e-2
+    steps: float = 3e-4
     scales: float = 1e-4
     biases: float = 1e-3
     borders: float = 1e-3
