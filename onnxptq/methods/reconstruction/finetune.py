@@ -42,6 +42,6 @@ class FineTune(ByGradients):
             scales="all",
             biases="all",
             temperature=self.temperature,
-            rates=Rates(steps=4e-5),
+            rates=Rates(scales=1e-3, biases=3e-3),
         )
         return (plan,)
