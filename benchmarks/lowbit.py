@@ -28,6 +28,7 @@ ARMS = {
     "brecq": f"{NEAREST},brecq",
     "brecq-fisher": f"{NEAREST},brecq{{loss=fisher}}",
     "qdrop": f"{NEAREST},qdrop",
+    "qdrop-slow": f"{NEAREST},qdrop{{rate=0.05}}",
     "genie": f"{NEAREST},qdrop{{scales=true}}",
     "pd-quant": f"{NEAREST},pd-quant",
     "aquant-constant": f"{NEAREST},aquant{{border=constant}}",

@@ -202,6 +202,22 @@ def test_outputs_come_nearer_to_float(name: str, model: ir.Model, rng: np.random
     assert found.steps[-1].numbers["gained"] >= 2
 
 
+def test_a_rate_near_zero_leaves_all_codes_where_nearest_has_them(
+    model: ir.Model, rng: np.random.Generator
+):
+    recipe, ctx = context(model, rng)
+    ctx = replace(ctx, held_out=None)
+
+    usual, slow = (
+        apply(recipe, f"adaround{{iterations=60,rate={rate}}}", ctx).codes for rate in (1, 1e-6)
+    )
+
+    for name in slow:
+        real = np.asarray(constant(model.graph.initializers[name]))
+        assert np.array_equal(slow[name], recipe.tensors[name].params.quantize(real))
+    assert not all(np.array_equal(usual[name], slow[name]) for name in slow)
+
+
 def test_the_whole_network_is_tuned_without_touching_a_code(
     model: ir.Model, rng: np.random.Generator
 ):
@@ -371,6 +387,7 @@ def test_codes_of_float_weights_stay_in_their_window(model: ir.Model, rng: np.ra
         ("qdrop{iterations=0}", "qdrop: iterations must be 1 to 1000000, not 0"),
         ("qdrop{drop=-1}", "qdrop: drop must be 0 to 1, not -1"),
         ("aquant{drop=1.5}", "aquant: drop must be 0 to 1, not 1.5"),
+        ("qdrop{rate=0}", "qdrop: rate must be 1e-06 to 1000, not 0"),
         ("pd-quant{weight=2000}", "pd-quant: weight must be 0 to 1000"),
         ("finetune{temperature=0}", "finetune: temperature must be 0.01 to 1000, not 0"),
         ("adaround{batch-size=0}", "adaround: batch-size must be 1"),

@@ -16,6 +16,7 @@ LIMITS = {
     "judged": (1, 10**6),
     "drop": (0, 1),
     "temperature": (0.01, 1000),
+    "rate": (1e-6, 1000),
 }
 """Least and most of an option; of any other number 0 and 1000."""
 
@@ -29,6 +30,7 @@ class ByGradients:
         batch_size: Samples in an iteration.
         from_codes: Begin with the codes that were chosen before, by `gptq` for one.
         pull: Weight of the term that closes codes; networks with depthwise layers take 0.1.
+        rate: Factor on all learning rates; 0.05 is about what the papers have.
     """
 
     name: ClassVar[str]
@@ -40,6 +42,7 @@ class ByGradients:
     batch_size: int = 32
     from_codes: bool = False
     pull: float = 0.01
+    rate: float = 1.0
 
     def __post_init__(self) -> None:
         for option, value in vars(self).items():
@@ -65,6 +68,7 @@ class ByGradients:
             iterations=self.iterations,
             batch_size=self.batch_size,
             pull=self.pull,
+            rate=self.rate,
         )
 
     def apply(self, recipe: Recipe, ctx: Context) -> Recipe:

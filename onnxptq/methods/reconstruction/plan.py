@@ -90,6 +90,7 @@ class Plan:
         pull: Weight of the term that closes the codes.
         warm_up: Share of the iterations without that term.
         rates: Learning rates.
+        rate: Factor on all of them.
     """
 
     unit: Literal["layer", "block", "network"] = "block"
@@ -113,6 +114,7 @@ class Plan:
     pull: float = 0.01
     warm_up: float = 0.2
     rates: Rates = Rates()
+    rate: float = 1.0
 
 
 PAPER_ITERATIONS = 20_000
@@ -125,4 +127,4 @@ FEWEST = 500
 def faster(plan: Plan) -> float:
     """By how much rates are raised, so that fewer iterations go about as far."""
     iterations = max(plan.iterations, FEWEST)
-    return max((PAPER_ITERATIONS / iterations) ** 0.5, 1.0)
+    return plan.rate * max((PAPER_ITERATIONS / iterations) ** 0.5, 1.0)
