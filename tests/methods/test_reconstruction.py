@@ -62,6 +62,10 @@ WEIGHTS = {
 
 @pytest.fixture
 def model(rng: np.random.Generator) -> ir.Model:
+    return network(rng)
+
+
+def network(rng: np.random.Generator) -> ir.Model:
     return from_text("g (float[N, 3, 6, 6] x) => (float[N, 5] y) {" + BODY + "}", rng, WEIGHTS)
 
 
@@ -193,13 +197,17 @@ SHORT["aquant by tables"] = "aquant{iterations=60,border=quadratic}"
 
 
 @pytest.mark.parametrize("name", SHORT)
-def test_outputs_come_nearer_to_float(name: str, model: ir.Model, rng: np.random.Generator):
-    recipe, ctx = context(model, rng)
+def test_outputs_come_nearer_to_float(name: str, rng: np.random.Generator):
+    """On the average of some networks: a small one may be no nearer, and is then as it was."""
+    gains: list[float] = []
+    for _ in range(3):
+        recipe, ctx = context(network(rng), rng)
+        found = apply(recipe, SHORT[name], ctx)
+        gains.append(output_db(found, ctx) - output_db(recipe, ctx))
+        assert found.steps[-1].numbers["gained"] >= 2
 
-    found = apply(recipe, SHORT[name], ctx)
-
-    assert output_db(found, ctx) > output_db(recipe, ctx)
-    assert found.steps[-1].numbers["gained"] >= 2
+    assert min(gains) >= 0
+    assert np.mean(gains) > 1
 
 
 def test_a_rate_near_zero_leaves_all_codes_where_nearest_has_them(
