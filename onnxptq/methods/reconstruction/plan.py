@@ -121,10 +121,13 @@ PAPER_ITERATIONS = 20_000
 """For which rates are given."""
 
 FEWEST = 500
-"""Iterations below which rates rise no more: what they do was not measured beyond."""
+"""Iterations below which rates rise no more, and fall where codes chosen before are begun with:
+there is no time to come back to them."""
 
 
 def faster(plan: Plan) -> float:
     """By how much rates are raised, so that fewer iterations go about as far."""
     iterations = max(plan.iterations, FEWEST)
-    return plan.rate * max((PAPER_ITERATIONS / iterations) ** 0.5, 1.0)
+    raised = max((PAPER_ITERATIONS / iterations) ** 0.5, 1.0)
+    falling = plan.iterations / iterations if plan.from_codes else 1.0
+    return plan.rate * raised * falling
