@@ -7,82 +7,34 @@ import numpy.typing as npt
 import onnx_ir as ir
 import pytest
 
-from onnxptq.calibrate.model import calibrate
-from onnxptq.calibrate.run import CollectOptions
-from onnxptq.calibrate.source import Taken
 from onnxptq.errors import SpecError
 from onnxptq.methods import apply, parse_methods
 from onnxptq.methods.held_out import output_db
 from onnxptq.methods.layerwise import layers_of
 from onnxptq.methods.method import Context
 from onnxptq.ops.nodes import constant
-from onnxptq.passes import Norm
 from onnxptq.quant import QParams, QuantSpec
 from onnxptq.recipe import Recipe
-from onnxptq.rewrite.options import Placing
-from onnxptq.rewrite.place import place
+from tests.learned import WEIGHTS, context, network
 from tests.small_models import from_text
 
 torch = pytest.importorskip("torch", reason="needs the torch extra")
 blocks = pytest.importorskip("onnxptq.methods.reconstruction.blocks")
-corrections = pytest.importorskip("onnxptq.methods.reconstruction.corrections")
 engine = pytest.importorskip("onnxptq.methods.reconstruction.engine")
 grids = pytest.importorskip("onnxptq.methods.reconstruction.grids")
-objective = pytest.importorskip("onnxptq.methods.reconstruction.objective")
 plan = pytest.importorskip("onnxptq.methods.reconstruction.plan")
 quantized_block = pytest.importorskip("onnxptq.methods.reconstruction.quantized_block")
 samples = pytest.importorskip("onnxptq.methods.reconstruction.samples")
 soft_weights = pytest.importorskip("onnxptq.methods.reconstruction.soft_weights")
-step_search = pytest.importorskip("onnxptq.methods.reconstruction.step_search")
-suffix = pytest.importorskip("onnxptq.methods.reconstruction.suffix")
 
 pytestmark = pytest.mark.torch
 
 CPU = torch.device("cpu")
-SAMPLES = 32
-BODY = """
-    a = Conv<pads = [1, 1, 1, 1]>(x, w0, b0) b = Relu(a)
-    c = Conv<pads = [1, 1, 1, 1]>(b, w1, b1) d = Relu(c)
-    e = Conv<pads = [1, 1, 1, 1]>(d, w2, b2) f = Add(e, b) h = Relu(f)
-    i = Conv<pads = [1, 1, 1, 1]>(h, w3, b3) j = Relu(i)
-    k = GlobalAveragePool(j) l = Flatten(k) y = Gemm(l, w4)
-"""
-WEIGHTS = {
-    "w0": (6, 3, 3, 3),
-    "b0": (6,),
-    "w1": (6, 6, 3, 3),
-    "b1": (6,),
-    "w2": (6, 6, 3, 3),
-    "b2": (6,),
-    "w3": (6, 6, 3, 3),
-    "b3": (6,),
-    "w4": (6, 5),
-}
 
 
 @pytest.fixture
 def model(rng: np.random.Generator) -> ir.Model:
     return network(rng)
-
-
-def network(rng: np.random.Generator) -> ir.Model:
-    return from_text("g (float[N, 3, 6, 6] x) => (float[N, 5] y) {" + BODY + "}", rng, WEIGHTS)
-
-
-def data_of(rng: np.random.Generator, name: str, shape: tuple[int, ...] = (3, 6, 6)) -> Taken:
-    feeds = [{"x": rng.normal(size=(1, *shape)).astype(np.float32)} for _ in range(SAMPLES)]
-    return Taken(feeds, None, SAMPLES, name)
-
-
-def context(
-    model: ir.Model, rng: np.random.Generator, shape: tuple[int, ...] = (3, 6, 6)
-) -> tuple[Recipe, Context]:
-    """A recipe at W3A3, ranges and rounding chosen, and where methods work on it."""
-    placing = Placing(bits="w3a3")
-    data = data_of(rng, "calibration", shape)
-    recipe, stats = calibrate(model, place(model, placing), data, placing, CollectOptions())
-    ctx = Context(model, stats, data, data_of(rng, "held out", shape))
-    return apply(recipe, "mse,weights-mse", ctx), ctx
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
@@ -404,78 +356,3 @@ def test_codes_of_float_weights_stay_in_their_window(model: ir.Model, rng: np.ra
 def test_options_out_of_range_are_refused(text: str, message: str):
     with pytest.raises(SpecError, match=message):
         parse_methods(text)
-
-
-def test_a_network_after_a_value_is_what_onnxruntime_computes(
-    model: ir.Model, rng: np.random.Generator
-):
-    _, ctx = context(model, rng)
-    value = next(v for node in model.graph for v in node.outputs if v.name == "h")
-    taps = list(ctx.float_values(ctx.samples("test"), ["h", "y"]))
-
-    behind = suffix.Suffix.of(model, value, CPU)
-    found = behind(torch.from_numpy(np.concatenate([tap["h"] for tap in taps])), {})
-
-    assert behind.beside == ()
-    assert behind.outputs == ("y",)
-    assert found["y"].numpy() == pytest.approx(np.concatenate([t["y"] for t in taps]), abs=1e-5)
-
-
-def test_the_difference_of_predictions_is_kl_for_rows_of_logits(rng: np.random.Generator):
-    real, found = torch.from_numpy(rng.normal(size=(2, 6, 10)))
-
-    p, q = (torch.softmax(z / 4.0, 1) for z in (real, found))
-    expected = (p * (p.log() - q.log())).sum(1).mean()
-    apart = suffix.prediction_difference({"y": found}, {"y": real}, 4.0)
-
-    assert float(apart) == pytest.approx(float(expected))
-
-
-def test_a_step_that_spoils_the_prediction_is_found(model: ir.Model, rng: np.random.Generator):
-    recipe, ctx = context(model, rng)
-    block = blocks.blocks_of(model, layers_of(model, recipe))[1]
-    name = "d"
-    params = recipe.tensors[name].params
-    spoilt = recipe.with_params({name: params.with_scale(params.scale * np.float32(2))}, "test")
-    shelf, data = samples.Shelf(), ctx.samples("test")
-    seen = samples.Samples.of(block, spoilt, ctx, data, shelf)
-    learned = quantized_block.Learned(False, True, True, "none", "none")
-    net = quantized_block.QuantizedBlock(block, spoilt, learned, CPU)
-    behind = suffix.Suffix.of(model, block.exit, CPU)
-    names = [*behind.beside, *behind.outputs]
-    values = shelf.gathered(ctx.float_taps(names).values(data), len(data))
-    ahead = objective.Ahead(behind, values)
-    rows = np.arange(SAMPLES)
-    begun = ahead.difference(net(torch.from_numpy(seen.coded)), rows, 4.0).item()
-
-    step_search.choose_steps(net, seen, ahead, plan.Plan())
-
-    found = ahead.difference(net(torch.from_numpy(seen.coded)), rows, 4.0).item()
-    assert found < begun
-    assert float(net.stored(spoilt, "test").tensors[name].params.scale) < 2 * float(params.scale)
-
-
-def test_the_difference_of_other_outputs_is_relative_squared_error(rng: np.random.Generator):
-    real = torch.from_numpy(rng.normal(size=(2, 3, 4, 4)))
-
-    apart = suffix.prediction_difference({"y": real * 1.1}, {"y": real}, 4.0)
-
-    assert float(apart) == pytest.approx(0.01)
-
-
-def test_statistics_of_a_batch_norm_serve_until_channels_are_moved(
-    model: ir.Model, rng: np.random.Generator
-):
-    recipe, ctx = context(model, rng)
-    one, beta = (rng.uniform(0.5, 2.0, size=6).astype(np.float32) for _ in range(2))
-    layer = next(node for node in model.graph if node.outputs[0].name == "c")
-    ctx = replace(ctx, norms={str(layer.name): Norm(one, beta, one, one, 1e-5)})
-    scales = {"d": np.linspace(0.5, 2.0, 6).astype(np.float32)}
-    moved = ctx.following(replace(recipe, channel_scales=scales))
-    (_, block, *_) = blocks.alone(model, layers_of(model, recipe))
-
-    (before,) = corrections.spreads_of(block, ctx)
-    (after,) = corrections.spreads_of(block, moved)
-
-    assert before.mean.tolist() == beta.tolist()
-    assert (after.mean != beta).all()

@@ -3,6 +3,8 @@
 import numpy as np
 import torch
 
+from onnxptq.methods.reconstruction.layout import shaped_like
+
 Tensor = torch.Tensor
 
 
@@ -16,6 +18,10 @@ class Coins:
         self._rng = np.random.default_rng(seed)
         self._device = device
         self._noise = torch.Generator(device).manual_seed(seed)
+
+    def drawn_like(self, value: Tensor, share: float) -> Tensor:
+        """The same for each element of a tensor, in its order in memory."""
+        return shaped_like(self.drawn(torch.Size([value.numel()]), share), value)
 
     def drawn(self, shape: torch.Size, share: float) -> Tensor:
         """1 with this probability, else 0, element by element; uint8."""

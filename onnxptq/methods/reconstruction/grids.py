@@ -10,12 +10,13 @@ from torch import nn
 
 from onnxptq.kernels import borders as border_kernels
 from onnxptq.kernels import fake_quantize
+from onnxptq.methods.reconstruction.layout import in_memory, laid_like, without_gaps
 from onnxptq.methods.reconstruction.plan import GROUP, Borders
 from onnxptq.quant import QParams
 
 Tensor = torch.Tensor
-Free = Callable[[torch.Size], Tensor]
-"""For a shape, which elements stay as they are: uint8, not 0 where one does."""
+Free = Callable[[Tensor], Tensor]
+"""Of a tensor, which elements stay as they are: uint8, not 0 where one does."""
 
 
 def rounded(x: Tensor) -> Tensor:
@@ -48,7 +49,7 @@ class Grid(nn.Module):
     def forward(self, x: Tensor, free: Tensor | None = None) -> Tensor:
         """What the codes of x stand for; x itself where it is free."""
         if x.device.type == "cpu":
-            free = torch.zeros(x.shape, dtype=torch.uint8) if free is None else free
+            free = torch.zeros_like(x, dtype=torch.uint8) if free is None else free
             return _FakeQuantize.apply(x, free, self.scale(), (self._lo, self._hi))
         quantized = self.plain(x)
         return quantized if free is None else torch.where(free != 0, x, quantized)
@@ -190,23 +191,18 @@ class _FakeQuantize(torch.autograd.Function):
         ctx: Any, x: Tensor, free: Tensor, scale: Tensor, ends: tuple[float, float]
     ) -> Tensor:
         grid = np.array([scale.item(), *ends], np.float32)
-        x, free = x.contiguous(), free.contiguous()
+        x = without_gaps(x)
+        out, free = torch.empty_like(x), laid_like(free, x)
         ctx.save_for_backward(x, free, scale)
         ctx.grid = grid
-        out = torch.empty_like(x)
-        fake_quantize.fake_quantize(_flat(x), _flat(free), grid, _flat(out))
+        fake_quantize.fake_quantize(in_memory(x), in_memory(free), grid, in_memory(out))
         return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, free, scale = ctx.saved_tensors
-        grad = grads[0].contiguous()
-        out = torch.empty_like(x)
+        out, grad = torch.empty_like(x), laid_like(grads[0], x)
         slope = fake_quantize.fake_quantize_gradient(
-            _flat(x), _flat(free), ctx.grid, _flat(grad), _flat(out)
+            in_memory(x), in_memory(free), ctx.grid, in_memory(grad), in_memory(out)
         )
         return out, None, torch.full_like(scale, slope / scale.item()), None
-
-
-def _flat(tensor: Tensor) -> Any:
-    return tensor.detach().numpy().reshape(-1)

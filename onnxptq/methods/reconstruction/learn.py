@@ -34,10 +34,15 @@ def learn(net: QuantizedBlock, objective: Objective, plan: Plan, draw: Draw, tel
     optimiser, schedule = _optimiser(net, plan)
     for iteration in range(1, plan.iterations + 1):
         optimiser.zero_grad(set_to_none=True)
-        loss = objective(draw())
+        loss = torch.zeros(())
+        for part in objective.losses(draw()):
+            part.backward()
+            loss = loss + part.detach()
         beta = beta_at((iteration - 1) / plan.iterations, plan.warm_up)
         open_ = [] if beta is None or not plan.rounding else net.soft_weights()
-        (loss + plan.pull * sum(w.indecision(beta or 0.0) for w in open_)).backward()
+        if open_:
+            undecided = torch.stack([w.indecision(beta or 0.0) for w in open_]).sum()
+            (plan.pull * undecided).backward()
         optimiser.step()
         schedule.step()
         if iteration % TELL == 0 or iteration == plan.iterations:

@@ -140,10 +140,15 @@ class QuantizedBlock(nn.Module):
         def at(name: str, value: Tensor) -> Tensor:
             if name not in grids:
                 return value
-            return grids[name](value, None if free is None else free(value.shape))
+            return grids[name](value, None if free is None else free(value))
 
         made = self._graph({str(self.block.entry.name): x}, constants, at)
         return made[str(self.block.exit.name)]
+
+    def widest(self, x: Tensor) -> int:
+        """Bytes of the largest value that the float block computes for an entry, [N, ...]."""
+        made = self._graph({str(self.block.entry.name): x})
+        return max(value.numel() * value.element_size() for value in made.values())
 
     def stored(self, recipe: Recipe, set_by: str) -> Recipe:
         """The recipe with what was learned."""
@@ -203,9 +208,7 @@ def _channels_behind(block: Block, recipe: Recipe) -> dict[str, int]:
         if function is None or weight is None or array is None:
             continue
         if not recipe.tensors[str(weight.name)].params.zero_point.any():
-            found |= dict.fromkeys(
-                values_behind(node), len(array.swapaxes(0, channel_axis(function)))
-            )
+            found |= dict.fromkeys(values_behind(node), int(array.shape[channel_axis(function)]))
     return found
 
 

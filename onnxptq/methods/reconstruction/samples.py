@@ -55,6 +55,12 @@ class Shelf:
         return found
 
     def _room(self, array: Array, count: int) -> Array:
+        """An empty array [count, ...]; of images with channels side by side (`layout`)."""
+        if array.ndim == 4:
+            return self._in_order(array.transpose(CHANNELS_LAST), count).transpose(CHANNELS_FIRST)
+        return self._in_order(array, count)
+
+    def _in_order(self, array: Array, count: int) -> Array:
         shape = (count, *array.shape[1:])
         if count * array[:1].nbytes <= IN_MEMORY_BYTES:
             return np.empty(shape, array.dtype)
@@ -109,8 +115,8 @@ class Samples:
 
 
 def drawn(array: Array, rows: npt.NDArray[np.int64], device: torch.device) -> Tensor:
-    """Some rows as a tensor."""
-    return torch.from_numpy(np.ascontiguousarray(array[rows])).to(device)
+    """Some rows as a tensor; on a CPU in the array's order in memory."""
+    return _shaped(torch.from_numpy(_as_stored(array)[rows]).to(device), array)
 
 
 def mixed(first: Array, second: Array, rows: npt.NDArray[np.int64], coins: Tensor) -> Tensor:
@@ -118,19 +124,40 @@ def mixed(first: Array, second: Array, rows: npt.NDArray[np.int64], coins: Tenso
 
     Args:
         first: Values, float32, [N, ...].
-        second: Values, float32, [N, ...].
+        second: Values, float32, [N, ...], in the same order in memory.
         rows: Numbers of the rows wanted, [B].
         coins: uint8, [B, ...], on the device that the result shall be on.
     """
     if coins.device.type != "cpu":
         one, other = (drawn(array, rows, coins.device) for array in (first, second))
         return torch.where(coins != 0, one, other)
-    out = torch.empty(coins.shape)
-    shape = (len(rows), -1)
-    fake_quantize.mix_rows(
-        _flat(first), _flat(second), rows, coins.numpy().reshape(shape), out.numpy().reshape(shape)
-    )
-    return out
+    one, other = _as_stored(first), _as_stored(second)
+    out = np.empty((len(rows), *one.shape[1:]), np.float32)
+    tosses = coins.numpy().reshape(len(rows), -1)
+    fake_quantize.mix_rows(_flat(one), _flat(other), rows, tosses, _flat(out))
+    return _shaped(torch.from_numpy(out), first)
+
+
+CHANNELS_LAST, CHANNELS_FIRST = (0, 2, 3, 1), (0, 3, 1, 2)
+
+
+def _as_stored(array: Array) -> Array:
+    """The array with its axes in the order in which they lie in memory."""
+    if _has_channels_last(array):
+        return array.transpose(CHANNELS_LAST)
+    return np.ascontiguousarray(array)
+
+
+def _has_channels_last(array: Array) -> bool:
+    return array.ndim == 4 and array.transpose(CHANNELS_LAST).flags.c_contiguous
+
+
+def _shaped(stored: Tensor, array: Array) -> Tensor:
+    """Rows of `_as_stored` with the array's axes."""
+    if not _has_channels_last(array):
+        return stored
+    tensor = stored.permute(CHANNELS_FIRST)
+    return tensor if stored.device.type == "cpu" else tensor.contiguous()
 
 
 def _flat(array: Array) -> npt.NDArray[np.float32]:

@@ -7,6 +7,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from onnxptq.methods.reconstruction.layout import channels_last
 from onnxptq.quant import QParams
 from onnxptq.recipe import IntArray
 
@@ -58,7 +59,7 @@ class SoftWeight(nn.Module):
         base, share = _opened(start, scale, zero)
 
         def fixed(array: F64) -> Tensor:
-            return torch.from_numpy(np.array(array, np.float32)).to(device)
+            return channels_last(torch.from_numpy(np.array(array, np.float32)).to(device))
 
         self._scale, self._zero = fixed(scale), fixed(zero)
         self._lo, self._hi, self._base = fixed(lo), fixed(hi), fixed(base)

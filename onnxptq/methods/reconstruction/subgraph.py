@@ -9,6 +9,7 @@ import onnx_ir as ir
 import torch
 
 from onnxptq.methods.reconstruction.functions import OTHERS, Function, NoGradientError, Tensor
+from onnxptq.methods.reconstruction.layout import channels_last
 from onnxptq.ops import OPS
 from onnxptq.ops.nodes import constant
 
@@ -113,4 +114,4 @@ def _made(node: ir.Node) -> tuple[str, ...]:
 def _tensor(array: np.ndarray, device: torch.device | None) -> Tensor:
     """The array on the device; whole numbers (shapes, axes) stay where Python reads them."""
     whole = not np.issubdtype(array.dtype, np.floating)
-    return torch.from_numpy(np.array(array)).to("cpu" if whole else device)
+    return channels_last(torch.from_numpy(np.array(array)).to("cpu" if whole else device))
