@@ -11,7 +11,7 @@ class Rates:
     """Learning rates of Adam, for `PAPER_ITERATIONS`; fewer iterations take larger ones.
 
     Those of rounding and steps are 30 and 7 times the papers', whose rates leave most codes where
-    they are in the hundreds of iterations that a CPU has the time for: README.md, "Learned at 2
+    they are in the hundreds of iterations that a CPU has the time for: README.md, "Learned at few
     bits".
 
     Attributes:
