@@ -57,21 +57,21 @@ def lines_of(arm: str, network: Network, options: argparse.Namespace) -> list[Ro
 def floors(network: Network, bits: str, images: int) -> list[float]:
     """Relative squared error of the float sums, rounded to the levels of activations."""
     model = passes.prepare(io.load(network.model)).model
-    sums = [_clamped(node) for node in model.graph if node.op_type == SHOWN[0]]
+    sums = [coded(node) for node in model.graph if node.op_type == SHOWN[0]]
     session = ort.session(ort.with_outputs(model, sums))
     x = np.load(network.evaluation)["x"][:images]
     feeds = {session.inputs[0].name: Preprocess.parse(network.preprocess).apply(x, "test images")}
     levels = 2 ** int(bits.partition("a")[2]) - 1
-    return [_floor(values.ravel(), levels) for values in session.run(feeds, sums).values()]
+    return [floor(values.ravel(), levels) for values in session.run(feeds, sums).values()]
 
 
-def _clamped(node: ir.Node) -> str:
+def coded(node: ir.Node) -> str:
     """The value that becomes codes: a sum, or what a Relu makes of it."""
     readers = [reader for reader in node.outputs[0].consumers() if reader.op_type in CLAMPS]
     return str((readers[0] if readers else node).outputs[0].name)
 
 
-def _floor(values: npt.NDArray[np.float32], levels: int) -> float:
+def floor(values: npt.NDArray[np.float32], levels: int) -> float:
     steps = np.linspace(0, values.max() / levels, STEPS + 1, dtype=np.float32)[1:]
     apart = (np.clip(np.rint(values / step), 0, levels) * step - values for step in steps)
     return min(float(np.square(a).mean()) for a in apart) / float(np.square(values).mean())

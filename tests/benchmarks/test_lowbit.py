@@ -1,5 +1,6 @@
 """What the ladder of methods that learn concludes from its rows."""
 
+import argparse
 import csv
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,8 @@ import pytest
 from PIL import Image
 
 from benchmarks import imagenet, lowbit
-from benchmarks.common import MissingError
+from benchmarks.common import MissingError, Row
+from benchmarks.real_models import Network
 
 
 def row(arm: str, seed: int, top1: float, **others: Any) -> dict[str, Any]:
@@ -62,6 +64,26 @@ def test_best_is_what_quality_best_is() -> None:
         "aquant{iterations=500},finetune{iterations=250}"
     )
     assert lowbit.text_of("fast", "w2a4", 500) == lowbit.ARMS["fast"]
+
+
+def test_seeds_are_for_the_fewest_bits_and_for_arms_that_draw(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    made: list[tuple[str, str, int]] = []
+
+    def noted(_: Network, arm: str, bits: str, seed: int, __: argparse.Namespace) -> Row:
+        made.append((bits, arm, seed))
+        return {}
+
+    monkeypatch.setattr(lowbit, "made", noted)
+    options = lowbit.parser_of(None, "lowbit").parse_args(
+        ["--bits", "w2a2", "w3a3", "--arms", "fast", "qdrop", "--seeds", "0", "1"]
+    )
+
+    lowbit.rows_of(Network("n", tmp_path, tmp_path, tmp_path, ""), options)
+
+    first = [(bits, arm, 0) for bits in ("w2a2", "w3a3") for arm in ("fast", "qdrop")]
+    assert made == [*first, ("w2a2", "qdrop", 1)]
 
 
 def test_images_of_every_fourth_class_are_for_calibration(tmp_path: Path) -> None:
