@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from onnxptq.calibrate.source import Data, Part
 from onnxptq.errors import SpecError
-from onnxptq.methods.held_out import output_db
+from onnxptq.methods.held_out import is_judged_later, output_db
 from onnxptq.methods.layerwise import Pairs, Wanted, each, free_bias, layers_of
 from onnxptq.methods.method import Context
 from onnxptq.methods.moments import Moments, from_rows, to_rows
@@ -56,6 +56,9 @@ class Gptq:
     branch is off by. The weights that come closest to that (with a pull towards the real ones) are
     rounded with error feedback, the codes polished by coordinate descent, and each channel's step
     and bias chosen anew. A channel for which that does not help on the held-out samples is undone.
+    Codes are then chosen once more with those samples too, unless a method behind is judged on
+    them: ResNet-20's outputs at W4A4 came to 18.2 dB on samples held out that had been learned
+    from, and to 17.2 dB on others.
 
     Attributes:
         ridge: Pull towards the real weights, as a share of the inputs' mean variance; None for the
@@ -103,14 +106,20 @@ class Gptq:
             pairs = Pairs(node, recipe, ctx, Wanted.of(node, recipe, done))
             fit = _moments(node, pairs, data)
             held = None if ctx.held_out is None else _moments(node, pairs, ctx.held_out)
-            fits = self._rounded(_Problem.of(node, recipe), fit, held)
+            problem = _Problem.of(node, recipe)
+            fits = self._rounded(problem, fit, held, spared=is_judged_later(ctx))
             tried = [_stored(node, recipe, found, to_text(self)) for found in fits]
             tried = [fit_scales(ctx.model, found) for found in tried]
             recipe = tried[0] if len(tried) == 1 else _better(tried[0], tried[1], ctx)
         return recipe
 
-    def _rounded(self, problem: "_Problem", moments: Moments, held: Moments | None) -> "list[_Fit]":
-        """The layer rounded; of several results the network's outputs have to decide."""
+    def _rounded(
+        self, problem: "_Problem", moments: Moments, held: Moments | None, *, spared: bool
+    ) -> "list[_Fit]":
+        """The layer rounded; of several results the network's outputs have to decide.
+
+        Nothing but what is worth doing is learned from held-out samples that are to be spared.
+        """
         ridge = self.ridge
         if ridge is None and held is not None:
             ridge = problem.best_ridge(moments, held)
@@ -119,10 +128,12 @@ class Gptq:
         errors = [judge.error(fit.rows, fit.bias) for fit in fits]
         if held is None:
             return [_chosen(fits, errors[1] < errors[0])]
-        # What is worth doing is known now; the held-out samples help to do it.
-        fits = self._fits(problem, moments + held, ridge)
+        if not spared:
+            # What is worth doing is known now; the held-out samples help to do it.
+            moments = moments + held
+            fits = self._fits(problem, moments, ridge)
         found = _chosen(fits, errors[1] < errors[0])
-        return [found, problem.alone(found, moments + held)] if problem.coarse else [found]
+        return [found, problem.alone(found, moments)] if problem.coarse else [found]
 
     def _fits(self, problem: "_Problem", moments: Moments, ridge: float | None) -> "list[_Fit]":
         """All rows rounded to nearest, and together towards the target; with the best biases."""

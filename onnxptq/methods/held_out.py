@@ -35,6 +35,14 @@ def output_db(recipe: Recipe, ctx: Context) -> float:
     return -10 * math.log10(max(share, 1e-30)) if math.isfinite(share) else -math.inf
 
 
+def is_judged_later(ctx: Context) -> bool:
+    """Whether a method behind is undone where the held-out samples are no nearer to float by it.
+
+    What has learned from them before would hardly ever be beaten there.
+    """
+    return any(getattr(method, "judged_on_held_out", False) for method in ctx.later)
+
+
 def float_distance(expected: Iterable[Outputs], found: Iterable[Outputs]) -> float:
     """Largest difference of an output between two float models, relative to its largest number.
 

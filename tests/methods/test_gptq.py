@@ -1,5 +1,6 @@
 """gptq: outputs nearer to the float network's, codes that are stored and written, and refusals."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,12 +12,14 @@ from onnxptq import ort, quantize
 from onnxptq.errors import CalibrationError, SpecError
 from onnxptq.methods import apply
 from onnxptq.methods.gptq import Gptq
-from onnxptq.methods.method import Context
+from onnxptq.methods.method import Context, Method
 from onnxptq.methods.moments import Moments
+from onnxptq.methods.reconstruction.finetune import FineTune
 from onnxptq.ops.nodes import constant
 from onnxptq.pipeline import Quantized
 from onnxptq.recipe import Recipe
 from onnxptq.runtime.lint import lint
+from tests import learned
 from tests.small_models import from_text, proto_from_text
 
 Array = npt.NDArray[Any]
@@ -125,6 +128,18 @@ def test_no_more_samples_are_learned_from_than_asked_for() -> None:
     assert any(
         not np.array_equal(some.recipe.codes[k], every.recipe.codes[k]) for k in every.recipe.codes
     )
+
+
+def test_samples_that_a_later_method_is_judged_on_are_not_learned_from() -> None:
+    rng = np.random.default_rng(0)
+    recipe, ctx = learned.context(learned.network(rng), rng)
+    others = replace(ctx, held_out=learned.data_of(rng, "others held out"))
+
+    def codes(seen: Context, *later: Method) -> Array:
+        return Gptq(ridge=0.1).apply(recipe, replace(seen, later=later)).codes["w0"]
+
+    assert not np.array_equal(codes(ctx), codes(others))
+    assert np.array_equal(codes(ctx, FineTune()), codes(others, FineTune()))
 
 
 def test_a_source_that_can_be_read_once_is_kept() -> None:

@@ -35,6 +35,7 @@ class ByGradients:
 
     name: ClassVar[str]
     runs_model: ClassVar[bool] = True
+    judged_on_held_out: ClassVar[bool] = True
     share: ClassVar[float] = 1.0
     """Of --iterations, that this method takes."""
 
