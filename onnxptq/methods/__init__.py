@@ -10,8 +10,8 @@ from onnxptq.methods.allocate_bits import AllocateBits
 from onnxptq.methods.bias_correction import BiasCorrection
 from onnxptq.methods.entropy import Entropy
 from onnxptq.methods.equalize import Equalize
-from onnxptq.methods.gains import Gains
-from onnxptq.methods.gptq import Gptq
+from onnxptq.methods.gains import HELD_OUT_DB, Gains
+from onnxptq.methods.gptq import HELPS_DB, Gptq
 from onnxptq.methods.method import Context, Method
 from onnxptq.methods.minmax import MinMax
 from onnxptq.methods.mse import Mse
@@ -163,7 +163,8 @@ def apply(recipe: Recipe, methods: str, ctx: Context) -> Recipe:
 
     Each sees the model and its statistics with channels moved as the methods before it said. A
     method that has numbers to report leaves a Step with them, of which the rest is filled in here:
-    also how near the outputs then are to float, where samples are held out.
+    also how near the outputs then are to float, where samples are held out. Where learning behind
+    `gptq` brings nothing there, `gptq` is applied once more, as if it were the last.
 
     Raises:
         SpecError: An unknown method or option.
@@ -171,17 +172,49 @@ def apply(recipe: Recipe, methods: str, ctx: Context) -> Recipe:
     """
     wanted = parse_methods(methods)
     gains = Gains(recipe, ctx)
+    spared: tuple[Method, Recipe] | None = None
     for position, method in enumerate(wanted, 1):
         ctx = replace(ctx.following(recipe), later=wanted[position:])
-        key = ctx.key(recipe, to_text(method)) if getattr(method, "runs_model", False) else None
-        kept = None if key is None else ctx.kept.load(key)
-        if kept is not None:
-            recipe = Recipe.from_json(kept)
-            gains.resume(recipe)
-            continue
-        recipe = _applied(method, recipe, ctx, gains)
-        if key is not None and not ctx.memo:
-            ctx.kept.save(key, recipe.to_json())
+        if _is_base_of(method, ctx.later):
+            spared = method, recipe
+        recipe = _resumed(method, recipe, ctx, gains)
+    if spared is None or _learning_helped(recipe, len(spared[1].steps)):
+        return recipe
+    method, start = spared
+    ctx = replace(ctx.following(start), later=())
+    return _resumed(method, replace(start, steps=recipe.steps), ctx, gains)
+
+
+def _is_base_of(method: Method, later: tuple[Method, ...]) -> bool:
+    """Whether this is `gptq`, and all that follows it learns by gradients."""
+    return (
+        isinstance(method, Gptq) and all(isinstance(m, ByGradients) for m in later) and later != ()
+    )
+
+
+def _learning_helped(recipe: Recipe, base: int) -> bool:
+    """Whether the methods behind the step with this number brought clearly more than luck does.
+
+    Where they did not, the base is better made anew, from the held-out samples too, which it left
+    to them to be judged on.
+    """
+    before, after = (
+        step.numbers.get(HELD_OUT_DB) for step in (recipe.steps[base], recipe.steps[-1])
+    )
+    return before is None or after is None or after - before >= HELPS_DB
+
+
+def _resumed(method: Method, recipe: Recipe, ctx: Context, gains: Gains) -> Recipe:
+    """The recipe with one method's decisions, as an interrupted run has left it or made now."""
+    key = ctx.key(recipe, to_text(method)) if getattr(method, "runs_model", False) else None
+    kept = None if key is None else ctx.kept.load(key)
+    if kept is not None:
+        recipe = Recipe.from_json(kept)
+        gains.resume(recipe)
+        return recipe
+    recipe = _applied(method, recipe, ctx, gains)
+    if key is not None and not ctx.memo:
+        ctx.kept.save(key, recipe.to_json())
     return recipe
 
 

@@ -9,6 +9,11 @@ import onnx
 import pytest
 
 from onnxptq import quantize
+from onnxptq.methods import apply
+from onnxptq.methods.method import Context
+from onnxptq.methods.reconstruction.finetune import FineTune
+from onnxptq.recipe import Recipe
+from tests import learned
 from tests.small_models import proto_from_text
 
 NET = """
@@ -73,6 +78,40 @@ def test_a_recipe_tells_what_its_steps_brought(net: onnx.ModelProto, tmp_path: P
     assert [(s.method, s.gain_db) for s in again.report.steps] == [
         (s.method, s.gain_db) for s in made.report.steps
     ]
+
+
+def learned_behind_gptq(monkeypatch: pytest.MonkeyPatch, brings_db: float) -> tuple[Recipe, Recipe]:
+    """A recipe of `gptq` and of learning that changes nothing but seems to, and of `gptq` alone."""
+    rng = np.random.default_rng(0)
+    recipe, ctx = learned.context(learned.network(rng), rng)
+
+    def unchanged(_: FineTune, recipe: Recipe, __: Context) -> Recipe:
+        return recipe
+
+    def seems(_: Recipe, __: Context) -> float:
+        return next(seen)
+
+    monkeypatch.setattr(FineTune, "apply", unchanged)
+    alone = apply(recipe, "gptq", ctx)
+    seen = iter([0.0, 5.0, 5.0 + brings_db, 6.0])
+    monkeypatch.setattr("onnxptq.methods.gains._held_out_db", seems)
+    return apply(recipe, "gptq,finetune", ctx), alone
+
+
+def test_where_learning_brings_nothing_gptq_has_all_samples(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found, alone = learned_behind_gptq(monkeypatch, brings_db=0.05)
+
+    assert [step.method for step in found.steps[-3:]] == ["gptq", "finetune", "gptq"]
+    assert all(np.array_equal(found.codes[name], alone.codes[name]) for name in alone.codes)
+
+
+def test_where_learning_brings_something_it_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    found, alone = learned_behind_gptq(monkeypatch, brings_db=0.5)
+
+    assert [step.method for step in found.steps[-2:]] == ["gptq", "finetune"]
+    assert any(not np.array_equal(found.codes[name], alone.codes[name]) for name in alone.codes)
 
 
 @pytest.mark.filterwarnings("error")
