@@ -181,6 +181,10 @@ def apply(recipe: Recipe, methods: str, ctx: Context) -> Recipe:
     if spared is None or _learning_helped(recipe, len(spared[1].steps)):
         return recipe
     method, start = spared
+    ctx.remark(
+        f"what is learned behind {method.name} brings less than {HELPS_DB} dB on the samples held "
+        f"out: {method.name} is made anew with them, and learning undone"
+    )
     ctx = replace(ctx.following(start), later=())
     return _resumed(method, replace(start, steps=recipe.steps), ctx, gains)
 

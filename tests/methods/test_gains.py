@@ -101,10 +101,17 @@ def learned_behind_gptq(monkeypatch: pytest.MonkeyPatch, brings_db: float) -> tu
 def test_where_learning_brings_nothing_gptq_has_all_samples(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    said: list[str] = []
+
+    def remark(_: Context, message: str) -> None:
+        said.append(message)
+
+    monkeypatch.setattr(Context, "remark", remark)
     found, alone = learned_behind_gptq(monkeypatch, brings_db=0.05)
 
     assert [step.method for step in found.steps[-3:]] == ["gptq", "finetune", "gptq"]
     assert all(np.array_equal(found.codes[name], alone.codes[name]) for name in alone.codes)
+    assert ["gptq is made anew" in message for message in said] == [True]
 
 
 def test_where_learning_brings_something_it_stays(monkeypatch: pytest.MonkeyPatch) -> None:
