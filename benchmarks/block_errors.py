@@ -72,6 +72,7 @@ def coded(node: ir.Node) -> str:
 
 
 def floor(values: npt.NDArray[np.float32], levels: int) -> float:
+    """Relative squared error of values from 0 on, rounded to multiples up to `levels` steps."""
     steps = np.linspace(0, values.max() / levels, STEPS + 1, dtype=np.float32)[1:]
     apart = (np.clip(np.rint(values / step), 0, levels) * step - values for step in steps)
     return min(float(np.square(a).mean()) for a in apart) / float(np.square(values).mean())
