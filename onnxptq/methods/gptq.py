@@ -20,7 +20,7 @@ from onnxptq.methods.ready import ready
 from onnxptq.methods.weight_zeros import WHOLE
 from onnxptq.ops.nodes import constant
 from onnxptq.quant import F32, SMALLEST_SCALE
-from onnxptq.recipe import Recipe
+from onnxptq.recipe import Recipe, Step
 from onnxptq.rewrite.regions import activation_inputs, weight_of
 from onnxptq.rewrite.weights import fit_scales
 from onnxptq.spec import to_text
@@ -29,6 +29,12 @@ F64 = npt.NDArray[np.float64]
 
 HELPS_DB = 0.1
 """A smaller gain of one layer's other bias is as likely to be luck."""
+
+FITTED = "fitted_held_out_samples"
+"""A step's number: how many of the held-out samples its codes were fitted to in the end.
+
+What it seems to bring on these is then more than it brings on others.
+"""
 
 RIDGES = (1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0, 10.0)
 """Tried where samples are held out; without any, the real weights are what is rounded."""
@@ -101,17 +107,19 @@ class Gptq:
         """
         data = ctx.samples(self.name)
         data = Part(data, 0, min(self.samples, len(data)))
-        recipe = ready(recipe, ctx)
+        recipe, spared = ready(recipe, ctx), is_judged_later(ctx)
         for node, done in each(layers_of(ctx.model, recipe), ctx, self.name):
             pairs = Pairs(node, recipe, ctx, Wanted.of(node, recipe, done))
             fit = _moments(node, pairs, data)
             held = None if ctx.held_out is None else _moments(node, pairs, ctx.held_out)
             problem = _Problem.of(node, recipe)
-            fits = self._rounded(problem, fit, held, spared=is_judged_later(ctx))
+            fits = self._rounded(problem, fit, held, spared=spared)
             tried = [_stored(node, recipe, found, to_text(self)) for found in fits]
             tried = [fit_scales(ctx.model, found) for found in tried]
             recipe = tried[0] if len(tried) == 1 else _better(tried[0], tried[1], ctx)
-        return recipe
+        if spared or ctx.held_out is None:
+            return recipe
+        return recipe.with_step(Step(self.name, numbers={FITTED: float(len(ctx.held_out))}))
 
     def _rounded(
         self, problem: "_Problem", moments: Moments, held: Moments | None, *, spared: bool

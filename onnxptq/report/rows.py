@@ -43,8 +43,8 @@ class StepRow:
     Attributes:
         method: Its text.
         seconds: How long it took.
-        held_out_db: Signal to noise of the outputs behind it, on samples it did not learn from;
-            None where none were held out.
+        held_out_db: Signal to noise of the outputs behind it, on samples held out from learning
+            (but see `methods.gptq.FITTED`); None where none were held out.
         gain_db: How much of that it brought.
         numbers: What else it reported.
     """

@@ -10,6 +10,7 @@ import pytest
 
 from onnxptq import quantize
 from onnxptq.methods import apply
+from onnxptq.methods.gptq import FITTED
 from onnxptq.methods.method import Context
 from onnxptq.methods.reconstruction.finetune import FineTune
 from onnxptq.recipe import Recipe
@@ -58,6 +59,12 @@ def test_gains_add_up_from_step_to_step(net: onnx.ModelProto) -> None:
     assert gains["gptq"] is not None
     assert gains["gptq"] > 1
     assert dict(result.recipe.steps[4].numbers)["gain_db"] == gains["gptq"]
+
+
+def test_gptq_says_that_it_was_fitted_to_the_samples_held_out(net: onnx.ModelProto) -> None:
+    gptq, *_ = quantize(net, {"x": images(64)}, bits="w3a4", method="gptq").report.steps
+
+    assert "fitted held out samples 16" in gptq.cells()[-1]
 
 
 def test_nothing_is_measured_where_no_samples_are_held_out(net: onnx.ModelProto) -> None:
@@ -118,6 +125,7 @@ def test_where_learning_brings_something_it_stays(monkeypatch: pytest.MonkeyPatc
     found, alone = learned_behind_gptq(monkeypatch, brings_db=0.5)
 
     assert [step.method for step in found.steps[-2:]] == ["gptq", "finetune"]
+    assert [FITTED in step.numbers for step in found.steps[-2:]] == [False, False]
     assert any(not np.array_equal(found.codes[name], alone.codes[name]) for name in alone.codes)
 
 
