@@ -108,7 +108,10 @@ def _step_table(rows: Sequence[StepRow]) -> str:
     )
     names = [head[:1].upper() + head[1:] for head in STEP_HEADS]
     heads = list(zip(names, ("", "n", "n", "n", ""), strict=True))
-    note = "Signal to noise of the outputs on samples that the methods did not learn from."
+    note = (
+        "Signal to noise of the outputs on samples held out from learning; where a step says that "
+        "it fitted them in the end, it brings less on others."
+    )
     return f'<h2>Steps</h2>\n<p class="note">{note}</p>\n{_table(heads, body)}'
 
 
