@@ -37,8 +37,8 @@ def rows_at_once(net: QuantizedBlock, samples: Samples, plan: Plan) -> int:
 
 PART_BYTES = 12 << 20
 """Most of one value that is computed at a time on a CPU. Memory for larger ones comes fresh from
-the system each time, which takes longer than to fill it: EfficientNet-Lite0's blocks, 32 samples at
-a time, took 1.7 times as long."""
+the system each time, which takes longer than to fill it: with 32 samples at a time the blocks of
+ResNet-20 and EfficientNet-Lite0 took 1.6 times as long (`benchmarks/learning.py`)."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
