@@ -21,6 +21,7 @@ BODY = """
     i = Conv<pads = [1, 1, 1, 1]>(h, w3, b3) j = Relu(i)
     k = GlobalAveragePool(j) l = Flatten(k) y = Gemm(l, w4)
 """
+TEXT = "g (float[N, 3, 6, 6] x) => (float[N, 5] y) {" + BODY + "}"
 WEIGHTS = {
     "w0": (6, 3, 3, 3),
     "b0": (6,),
@@ -35,7 +36,7 @@ WEIGHTS = {
 
 
 def network(rng: np.random.Generator) -> ir.Model:
-    return from_text("g (float[N, 3, 6, 6] x) => (float[N, 5] y) {" + BODY + "}", rng, WEIGHTS)
+    return from_text(TEXT, rng, WEIGHTS)
 
 
 def data_of(rng: np.random.Generator, name: str, shape: tuple[int, ...] = (3, 6, 6)) -> Taken:
